@@ -1,0 +1,64 @@
+#!/bin/bash
+# The whole test suite, one timed step after the other. Every step runs even if
+# an earlier one failed, so that one run shows all there is to mend.
+set -u -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+names=() results=() seconds=()
+step() {
+	local name=$1 began=$SECONDS result=ok
+	shift
+	printf '\n=== %s\n' "$name"
+	"$@" || result=FAILED
+	names+=("$name") results+=("$result") seconds+=("$((SECONDS - began))")
+	printf '=== %s: %s, %d s\n' "$name" "$result" "$((SECONDS - began))"
+}
+
+# tested PATTERN prints the packages whose tests do (grep) or do not (grep -v)
+# link gVisor, which is slow to build twice and does not work under the race
+# detector.
+tested() {
+	go list -test -f '{{if .ForTest}}{{else}}{{.ImportPath}} {{join .Deps " "}}{{end}}' ./cmd/... ./internal/... |
+		sed -n 's/^\([^ ]*\)\.test /\1 /p' | grep "$@" ' gvisor\.dev/gvisor/' | cut -d' ' -f1
+}
+# The server's own defaults for a template store, shared with `make demo`.
+export CROWNEST_BIN="$PWD/bin/crownest"
+
+unit_race() {
+	local packages
+	packages=$(tested -v) || return
+	CGO_ENABLED=1 go test -race -timeout 15m $packages
+}
+unit_gvisor() {
+	local packages
+	packages=$(tested) || return 0 # none
+	tools/as-root.sh env CGO_ENABLED=0 go test -timeout 15m $packages
+}
+typescript() {
+	[ -f sdk/typescript/package.json ] || return 0
+	(cd sdk/typescript && npm ci --no-audit --no-fund --loglevel=error && npm test)
+}
+go_sdk() {
+	[ -f sdk/go/go.mod ] || return 0
+	(cd sdk/go && go vet ./... && go test ./...)
+}
+templates() { tools/as-root.sh bin/crownest templates build; }
+end_to_end() { tools/as-root.sh env CGO_ENABLED=0 go test -count=1 -timeout 25m ./test/...; }
+
+step "lint" tools/lint.sh
+step "generated files" make check-generated
+step "unit tests, race detector" unit_race
+step "unit tests with gVisor" unit_gvisor
+step "Go SDK" go_sdk
+step "TypeScript SDK" typescript
+step "template images" templates
+step "end to end" end_to_end
+
+printf '\n'
+failed=0
+for i in "${!names[@]}"; do
+	printf '%-28s %-7s %5d s\n' "${names[i]}" "${results[i]}" "${seconds[i]}"
+	[ "${results[i]}" = ok ] || failed=1
+done
+printf '%-28s %-7s %5d s\n' total "" "$SECONDS"
+exit $failed
