@@ -15,6 +15,8 @@ import (
 var (
 	ErrNotFound = errors.New("no such record")
 	ErrConflict = errors.New("record already exists or changed meanwhile")
+	// ErrAuditTruncated ends a walk along an audit chain whose last events are gone.
+	ErrAuditTruncated = errors.New("audit chain does not reach its recorded end")
 )
 
 // Store keeps records. What a method returned without an error survives the end
@@ -107,7 +109,8 @@ type Reader interface {
 	UsageOfResource(ctx context.Context, resourceID, metric string) (float64, error)
 
 	AuditEvents(ctx context.Context, f AuditFilter) ([]sandbox.AuditEvent, error)
-	// WalkAudit calls fn for every event of the chain, oldest first.
+	// WalkAudit calls fn for every event of the chain, oldest first, and ends with
+	// ErrAuditTruncated if events are missing at its end.
 	WalkAudit(ctx context.Context, orgID string, fn func(sandbox.AuditEvent) error) error
 
 	// Operation returns an idempotency record that has not expired.
@@ -154,9 +157,10 @@ type Tx interface {
 	// expired record is replaced. A stored record that is not done and has no
 	// owner, or an owner other than o.Owner, belonged to a request that is gone:
 	// it is taken over (owner = o.Owner, its OperationID kept), provided the
-	// fingerprints are equal.
+	// fingerprints are equal. fresh says that the caller has to do the work: the
+	// record is new or was taken over.
 	BeginOperation(ctx context.Context, o Operation) (stored Operation, fresh bool, err error)
-	// FinishOperation stores the answer.
+	// FinishOperation stores the answer and, if set, a new expiry.
 	FinishOperation(ctx context.Context, o Operation) error
 	// ReleaseOperation clears the owner: the answer must not be stored, but a
 	// retry must get the same OperationID.
