@@ -3,6 +3,7 @@ module crownest.dev/crownest
 go 1.26.3
 
 require (
+	crownest.dev/go v0.0.0
 	github.com/danielgtaylor/huma/v2 v2.37.2
 	github.com/google/go-cmp v0.7.0
 	github.com/google/subcommands v1.2.0
@@ -80,3 +81,5 @@ require (
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
 )
+
+replace crownest.dev/go => ./sdk/go

@@ -1,0 +1,3 @@
+module crownest.dev/go
+
+go 1.24
