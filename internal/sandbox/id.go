@@ -78,3 +78,13 @@ func ValidID(prefix, id string) bool {
 	}
 	return true
 }
+
+// IDAt returns the lowest identifier of a kind that could be made at t, to compare
+// identifiers by age.
+func IDAt(prefix string, t time.Time) string {
+	var u [16]byte
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(t.UnixMilli()))
+	copy(u[:6], ms[2:])
+	return ID(prefix, encodeSuffix(u))
+}
