@@ -45,6 +45,12 @@ type Instance struct {
 	CreatedAt time.Time
 	// Claimed is false while the instance waits in the pool.
 	Claimed bool
+	// Ended says that the instance does not run: an earlier server process left
+	// it half made, or it ended by itself. All that is left to do is Release.
+	Ended bool
+	// Outdated says that another build of the isolation runtime made the instance.
+	// It still runs, but cannot be dialled for sure: end it as platform_cleanup.
+	Outdated bool
 }
 
 // Stats is what the host measured about one instance, guest and sentry included.

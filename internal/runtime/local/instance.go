@@ -1,0 +1,319 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"crownest.dev/crownest/internal/runtime"
+	"crownest.dev/crownest/internal/runtime/local/cgroup"
+	"crownest.dev/crownest/internal/runtime/local/runsc"
+)
+
+type state int
+
+const (
+	stateLaunching state = iota
+	stateIdle
+	stateClaimed // also adopted ones, claimed or not
+	stateEnded   // does not run; its remains are still there
+	stateReleasing
+)
+
+// instance is one sandbox, or what is left of one. The fields above the line are
+// fixed once it is launched, those below are guarded by Driver.mu.
+type instance struct {
+	meta
+	dir           string
+	group         *cgroup.Group
+	sentry, gofer *watched // nil if not running
+	cancelLaunch  context.CancelFunc
+
+	state    state
+	claimed  bool
+	outdated bool
+	release  *release
+}
+
+// release is one attempt to remove an instance.
+type release struct {
+	done chan struct{}
+	err  error
+}
+
+// idLength is fixed, as gVisor finds instances by a prefix of their id.
+const idLength = 16
+
+func newID() string { return strings.ToLower(rand.Text())[:idLength] }
+
+func (d *Driver) newInstance(id string) *instance {
+	return &instance{
+		meta:  meta{ID: id},
+		dir:   filepath.Join(d.dir, id),
+		group: d.parent.Group(id),
+	}
+}
+
+func (in *instance) public() runtime.Instance {
+	return runtime.Instance{
+		ID: in.ID, ImageID: in.ImageID, Resources: in.Resources, CreatedAt: in.CreatedAt,
+		Claimed: in.claimed, Ended: in.state == stateEnded, Outdated: in.outdated,
+	}
+}
+
+func (in *instance) closeHandles() {
+	if in.sentry != nil {
+		in.sentry.close()
+	}
+	if in.gofer != nil {
+		in.gofer.close()
+	}
+}
+
+// launch makes an instance run that is registered and described, and returns when
+// it has passed the Ready hook. After an error the caller destroys what there is.
+func (d *Driver) launch(ctx context.Context, in *instance, weight int) error {
+	if _, err := os.Stat(in.ImagePath); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrNoImage, err)
+	}
+	if err := os.MkdirAll(filepath.Join(in.dir, rootfsDir), 0o700); err != nil {
+		return fmt.Errorf("making instance directory: %w", err)
+	}
+	if err := writeMeta(in.dir, in.meta); err != nil {
+		return err
+	}
+	limits := cgroup.Limits{
+		MemoryBytes: in.Resources.MemoryBytes + overheadBytes,
+		CPUs:        in.Resources.VCPU,
+		Tasks:       hostTasks,
+	}
+	if err := in.group.Create(limits); err != nil {
+		return err
+	}
+	if err := in.group.SetWeight(weight); err != nil {
+		return err
+	}
+	conn, err := d.start(ctx, in)
+	if err != nil {
+		return err
+	}
+	if d.opts.Ready == nil {
+		conn.Close()
+	} else if err := d.opts.Ready(ctx, in.public(), conn); err != nil {
+		return fmt.Errorf("waiting for the guest: %w", err)
+	}
+	return in.group.SetWeight(cgroup.WeightNormal)
+}
+
+// start runs the launcher and writes down what it started.
+func (d *Driver) start(ctx context.Context, in *instance) (_ *pipeConn, err error) {
+	conn, guestIn, guestOut, err := newPipes()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		guestIn.Close()
+		guestOut.Close()
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	req := runsc.LaunchRequest{
+		ID: in.ID, Dir: in.dir, StateDir: d.stateDir, Image: in.ImagePath,
+		GuestDir: in.GuestDir, GuestArgs: d.opts.GuestArgs, Resources: in.Resources,
+	}
+	files := runsc.LaunchFiles{NetNS: d.netns, GuestIn: guestIn, GuestOut: guestOut}
+	if files.Cgroup, err = in.group.Open(); err != nil {
+		return nil, err
+	}
+	if files.Cgroup != nil {
+		defer files.Cgroup.Close()
+	} else {
+		req.JoinCgroups = in.group.Dirs()
+	}
+	res, err := runsc.Launch(ctx, req, files)
+	if err != nil {
+		return nil, err
+	}
+	sentry, err := watchPID(res.SentryPID)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox ended at once: %w", err)
+	}
+	gofer, err := watchPID(res.GoferPID)
+	if err != nil {
+		sentry.close()
+		return nil, fmt.Errorf("gofer ended at once: %w", err)
+	}
+	d.mu.Lock()
+	in.sentry, in.gofer = sentry, gofer
+	in.Sentry, in.Gofer, in.ControlSocket = sentry.process, gofer.process, res.ControlSocket
+	m := in.meta
+	d.mu.Unlock()
+	if err := writeMeta(in.dir, m); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// destroy ends and removes all of an instance; the record goes last. It may be
+// called again after a failure, and for instances that were never complete.
+func (d *Driver) destroy(ctx context.Context, in *instance) error {
+	// gVisor's stubs live in the pid namespace of their sentry and die with it.
+	for _, p := range []*watched{in.sentry, in.gofer} {
+		if p != nil {
+			if err := p.kill(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
+				return fmt.Errorf("ending process %d of instance %s: %w", p.PID, in.ID, err)
+			}
+		}
+	}
+	// Whatever else there is, of a half-made instance for instance, is in the cgroup.
+	if err := in.group.Kill(ctx); err != nil {
+		return fmt.Errorf("ending instance %s: %w", in.ID, err)
+	}
+	reap(in.Sentry.PID)
+	reap(in.Gofer.PID)
+	if err := in.group.Remove(ctx); err != nil {
+		return fmt.Errorf("ending instance %s: %w", in.ID, err)
+	}
+	if err := d.removeState(in.ID); err != nil {
+		return fmt.Errorf("removing instance %s: %w", in.ID, err)
+	}
+	if err := os.RemoveAll(in.dir); err != nil {
+		return fmt.Errorf("removing instance %s: %w", in.ID, err)
+	}
+	return nil
+}
+
+// removeState removes gVisor's own files of an instance.
+func (d *Driver) removeState(id string) error {
+	files, err := filepath.Glob(filepath.Join(d.stateDir, "*"+id+"*"))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.RemoveAll(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Release implements runtime.Driver.
+func (d *Driver) Release(ctx context.Context, id string) error {
+	d.mu.Lock()
+	in := d.instances[id]
+	if in == nil {
+		d.mu.Unlock()
+		return nil
+	}
+	if d.closed && in.release == nil {
+		d.mu.Unlock()
+		return fmt.Errorf("releasing instance %s: %w", id, runtime.ErrClosed)
+	}
+	r := d.beginRelease(in)
+	d.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		// It goes on; a later call waits for the same end.
+		return fmt.Errorf("releasing instance %s: %w", id, ctx.Err())
+	}
+}
+
+// beginRelease starts to remove an instance, or returns the attempt under way.
+// The caller holds mu.
+func (d *Driver) beginRelease(in *instance) *release {
+	if in.release != nil {
+		return in.release
+	}
+	r := &release{done: make(chan struct{})}
+	in.release = r
+	if in.state == stateLaunching {
+		// The launch sees to it.
+		in.cancelLaunch()
+		return r
+	}
+	d.unpool(in)
+	in.state = stateReleasing
+	d.tasks.Go(func() { d.finishRelease(in, r) })
+	return r
+}
+
+// finishRelease removes an instance and tells those who wait for it.
+func (d *Driver) finishRelease(in *instance, r *release) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), releaseTimeout)
+	defer cancel()
+	r.err = d.destroy(ctx, in)
+	d.mu.Lock()
+	if r.err == nil {
+		in.closeHandles()
+		delete(d.instances, in.ID)
+		if in.claimed {
+			d.claimed--
+		}
+		d.schedule()
+	} else {
+		d.log.Error("cannot release a sandbox", "instance", in.ID, "err", r.err)
+		in.state, in.release = stateEnded, nil
+	}
+	d.mu.Unlock()
+	close(r.done)
+}
+
+// watchExit waits for the end of an instance that nobody asked for.
+func (d *Driver) watchExit(in *instance) {
+	if err := in.sentry.wait(); err != nil {
+		return // no longer watched
+	}
+	d.mu.Lock()
+	if in.state == stateReleasing || d.closed {
+		d.mu.Unlock()
+		return
+	}
+	if in.state == stateIdle {
+		d.log.Warn("a waiting sandbox ended by itself", "instance", in.ID, "cause", in.cause())
+		d.beginRelease(in)
+		d.mu.Unlock()
+		return
+	}
+	in.state = stateEnded
+	d.mu.Unlock()
+	exit := runtime.Exit{ID: in.ID, Cause: in.cause(), At: time.Now()}
+	select {
+	case d.exits <- exit:
+	case <-d.ctx.Done():
+	}
+}
+
+// cause says why the instance ended.
+func (in *instance) cause() string {
+	if line := firstLine(filepath.Join(in.dir, runsc.PanicLog)); line != "" {
+		return "gVisor crashed: " + line
+	}
+	if u, err := in.group.Usage(); err == nil && u.OOMKills > 0 {
+		return "out of memory"
+	}
+	return "ended by itself or killed from outside"
+}
+
+func firstLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, 512))
+	if err != nil {
+		return ""
+	}
+	line, _, _ := bytes.Cut(bytes.TrimSpace(raw), []byte("\n"))
+	return string(line)
+}
