@@ -36,7 +36,7 @@ type Definition struct {
 	// Rootfs are directories beside the definition copied over the packages.
 	Rootfs []string `yaml:"rootfs"`
 	// NPM is a directory beside the definition with package.json and
-	// package-lock.json: installed into the image with npm ci.
+	// package-lock.json: installed into the image, with the hashes verified.
 	NPM string `yaml:"npm"`
 	// Prepare are shell lines run as root in the image, Verify as the sandbox
 	// user: a line that fails fails the build. Neither has a network.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -91,6 +92,9 @@ func (b *imageBuild) image() string { return filepath.Join(b.dir, "root.erofs") 
 // installNPM runs before anything slow: a package that is gone fails at once. The
 // lock file has the integrity hash of every package, which npm verifies, and no
 // address, so that the host's npm configuration says where they come from.
+//
+// It is npm install and not npm ci, which wants packages of every platform in the
+// lock file, also those that a registry does not have; lockedOnly makes up for it.
 func (b *imageBuild) installNPM(ctx context.Context) error {
 	if b.d.NPM == "" {
 		return nil
@@ -103,13 +107,67 @@ func (b *imageBuild) installNPM(ctx context.Context) error {
 	if err := os.CopyFS(work, files); err != nil {
 		return err
 	}
-	return command{
+	err = command{
 		argv: []string{
-			"npm", "ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund",
+			"npm", "install", "--no-save", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund",
 			"--no-update-notifier", "--engine-strict=false", "--loglevel=error",
 		},
 		dir: work, env: os.Environ(), lines: b.p.line,
 	}.run(ctx)
+	if err != nil {
+		return err
+	}
+	return lockedOnly(work)
+}
+
+// npmLock is the part of npm's lock files that matters here.
+type npmLock struct {
+	Packages map[string]struct {
+		Version   string `json:"version"`
+		Integrity string `json:"integrity"`
+		InBundle  bool   `json:"inBundle"`
+	} `json:"packages"`
+}
+
+func readNPMLock(name string) (npmLock, error) {
+	var lock npmLock
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return lock, err
+	}
+	if err := json.Unmarshal(text, &lock); err != nil {
+		return lock, fmt.Errorf("%s: %w", filepath.Base(name), err)
+	}
+	return lock, nil
+}
+
+// lockedOnly fails if npm installed a package otherwise than the lock file in work
+// says, and removes those that it does not name: an older npm also installs
+// optional packages that are for another C library.
+func lockedOnly(work string) error {
+	want, err := readNPMLock(filepath.Join(work, "package-lock.json"))
+	if err != nil {
+		return err
+	}
+	got, err := readNPMLock(filepath.Join(work, "node_modules", ".package-lock.json"))
+	if err != nil {
+		return err
+	}
+	for name, p := range got.Packages {
+		locked, ok := want.Packages[name]
+		switch {
+		case !ok:
+			if !filepath.IsLocal(name) || !strings.HasPrefix(name, "node_modules/") {
+				return fmt.Errorf("npm installed outside of node_modules: %s", name)
+			}
+			if err := os.RemoveAll(filepath.Join(work, name)); err != nil {
+				return err
+			}
+		case p.Version != locked.Version || p.Integrity != locked.Integrity || p.Integrity == "" && !p.InBundle:
+			return fmt.Errorf("npm installed %s %s %s, the lock file has %s %s", name, p.Version, p.Integrity, locked.Version, locked.Integrity)
+		}
+	}
+	return nil
 }
 
 func (b *imageBuild) installDebian(ctx context.Context) error {
@@ -164,7 +222,7 @@ func (b *imageBuild) configure(ctx context.Context) error {
 	return nil
 }
 
-// placeNPM moves what npm ci made to where global packages live, and links their
+// placeNPM moves what npm installed to where global packages live, and links their
 // programs. Of Node.js only the program stays.
 func (b *imageBuild) placeNPM() error {
 	lib := filepath.Join(b.root, "usr/local/lib/node_modules")
