@@ -8,36 +8,29 @@ import (
 	"time"
 
 	"crownest.dev/crownest/internal/audit"
+	"crownest.dev/crownest/internal/auth"
 	"crownest.dev/crownest/internal/sandbox"
 	"crownest.dev/crownest/internal/store"
 )
 
 // ActorID is who the audit log says it was.
-func (c Call) ActorID() string {
-	switch {
-	case c.KeyID != "":
-		return c.KeyID
-	case c.UserID != "":
-		return c.UserID
+func (c Call) ActorID() string { return c.actor().ID }
+
+// actor is the caller, or the server itself for the zero Call.
+func (c Call) actor() sandbox.AuditActor {
+	if c.OrgID == "" {
+		return sandbox.AuditActor{Kind: string(auth.KindSystem), ID: "system"}
 	}
-	return "system"
+	return c.Actor(c.IP, c.UserAgent)
 }
 
-// auditEvent describes something that the caller did, or, for the zero Call, the
-// server by itself. The store completes the chain.
+// auditEvent describes something that the caller did. The store completes the chain.
 func (s *Service) auditEvent(c Call, action, resourceType, resourceID, projectID string, details map[string]any) sandbox.AuditEvent {
 	if details == nil {
 		details = map[string]any{}
 	}
-	actor := sandbox.AuditActor{Kind: "system", ID: c.ActorID(), IP: c.IP, UserAgent: c.UserAgent}
-	switch {
-	case c.KeyID != "":
-		actor.Kind = "api_key"
-	case c.UserID != "":
-		actor.Kind = "human"
-	}
 	return sandbox.AuditEvent{
-		ID: sandbox.NewID(sandbox.PrefixAudit), OrgID: c.OrgID, ProjectID: projectID, Actor: actor,
+		ID: sandbox.NewID(sandbox.PrefixAudit), OrgID: c.OrgID, ProjectID: projectID, Actor: c.actor(),
 		Action: action, ResourceType: resourceType, ResourceID: resourceID,
 		Outcome: sandbox.OutcomeSuccess, RequestID: c.RequestID, CreatedAt: now(), Details: details,
 	}
@@ -69,7 +62,7 @@ func (s *Service) VerifyAudit(ctx context.Context, c Call) (AuditCheck, error) {
 	if err != nil {
 		return AuditCheck{}, fmt.Errorf("verifying the audit chain: %w", err)
 	}
-	return AuditCheck{OK: r.OK, Checked: r.Checked, FirstID: r.FirstID, LastID: r.LastID, BrokenAtID: r.BrokenAtID}, nil
+	return AuditCheck{OK: r.OK, Checked: int64(r.Checked), FirstID: r.FirstID, LastID: r.LastID, BrokenAtID: r.BrokenAtID}, nil
 }
 
 // deniedSampler lets one refusal per credential and code through each minute, so

@@ -142,7 +142,7 @@ func open(ctx context.Context, o Options) (_ *server, err error) {
 		return nil, fmt.Errorf("making the organisation: %w", err)
 	}
 	keys := auth.NewAuthenticator(db, s.log)
-	s.onClose(func(ctx context.Context) error { return keys.Close(ctx) })
+	s.onClose(func(context.Context) error { return keys.Close() })
 	signer, err := auth.NewSigner(ctx, db)
 	if err != nil {
 		return nil, fmt.Errorf("loading the signing key: %w", err)
