@@ -345,7 +345,7 @@ func (b *imageBuild) pack(ctx context.Context) error {
 func (b *imageBuild) tidy() error {
 	empty := []string{
 		"dev", "proc", "sys", "run", "tmp", "var/tmp", "var/log", "var/cache/apt", "var/lib/apt/lists",
-		"etc/apt/sources.list.d", "root",
+		"etc/apt/sources.list.d", "root", "home/sandbox/.npm",
 	}
 	gone := []string{
 		"etc/apt/sources.list", "etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
