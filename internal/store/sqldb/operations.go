@@ -66,7 +66,7 @@ func body(o store.Operation) []byte {
 func (t *tx) FinishOperation(ctx context.Context, o store.Operation) error {
 	return mustAffect(ctx, t.q, "an operation", `UPDATE operations
 		SET done = 1, owner = '', status = $2, sealed = $3, body = $4,
-			expires_at = CASE WHEN $5 > 0 THEN $5 ELSE expires_at END
+			expires_at = CASE WHEN CAST($5 AS BIGINT) > 0 THEN $5 ELSE expires_at END
 		WHERE namespace = $1 AND done = 0`,
 		o.Namespace, o.Status, flag(o.Sealed), body(o), millis(o.ExpiresAt))
 }

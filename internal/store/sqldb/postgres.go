@@ -20,6 +20,8 @@ const (
 	maxAttempts = 50
 	// maxPause is the longest pause before a further attempt.
 	maxPause = 50 * time.Millisecond
+	// maxTransaction bounds one attempt, its commit included.
+	maxTransaction = time.Minute
 )
 
 // postgres leaves statements and their caching to pgx, which prepares each text
@@ -84,7 +86,16 @@ func (p *postgres) update(ctx context.Context, fn func(q querier) error) error {
 // attempt runs fn in a transaction and reports whether it lost a race, so that
 // nothing happened and it may be run again.
 func (p *postgres) attempt(ctx context.Context, fn func(q querier) error) (lost bool, err error) {
-	begun, err := p.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelSerializable})
+	conn, err := p.db.Conn(ctx)
+	if err != nil {
+		return false, fmt.Errorf("connecting for a write: %w", err)
+	}
+	defer func() { _ = conn.Close() }() // hands it back; a broken one is dropped there
+	// ctx cuts statements short, but not the commit: whoever gives up in the middle
+	// of one could not know whether it happened.
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxTransaction)
+	defer cancel()
+	begun, err := conn.BeginTx(whole, &sql.TxOptions{Isolation: sql.LevelSerializable})
 	if err != nil {
 		return false, fmt.Errorf("beginning a write: %w", err)
 	}
@@ -95,6 +106,9 @@ func (p *postgres) attempt(ctx context.Context, fn func(q querier) error) (lost 
 	}()
 	if err := fn(t); err != nil || t.lost {
 		return t.lost || lostRace(err), err
+	}
+	if err := ctx.Err(); err != nil {
+		return false, err
 	}
 	if err := begun.Commit(); err != nil {
 		return lostRace(err), fmt.Errorf("committing: %w", err)

@@ -2,18 +2,30 @@ package sqldb_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"crownest.dev/crownest/internal/store"
+	"crownest.dev/crownest/internal/store/pgtest"
 	"crownest.dev/crownest/internal/store/sqldb"
 	"crownest.dev/crownest/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	code := pgtest.Main(m)
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, "goroutines leak:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 // open opens dsn and closes it at the end of the test.
 func open(t testing.TB, dsn string) *sqldb.DB {
