@@ -1,0 +1,33 @@
+/** Every scope an API key can hold. */
+export const ApiKeyScopes = [
+  "sandbox:create",
+  "sandbox:read",
+  "sandbox:kill",
+  "sandbox:extend",
+  "command:run",
+  "command:read",
+  "command:cancel",
+  "code:run",
+  "file:read",
+  "file:write",
+  "artifact:create",
+  "artifact:read",
+  "artifact:delete",
+  "preview:create",
+  "preview:read",
+  "preview:revoke",
+  "workspace_run:create",
+  "workspace_run:read",
+  "workspace_run:cancel",
+  "backup:create",
+  "backup:read",
+  "backup:restore",
+  "backup:delete",
+  "usage:read",
+  "api_key:read",
+  "api_key:revoke",
+  "project:create",
+  "audit:read",
+] as const;
+
+export type ApiKeyScope = (typeof ApiKeyScopes)[number];
