@@ -271,8 +271,8 @@ func (c *Client) open(ctx context.Context, rq call) (*http.Response, error) {
 func (c *Client) send(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if cause := context.Cause(req.Context()); cause != nil {
-			return nil, fmt.Errorf("crownest: %s %s: %w", req.Method, req.URL.Path, cause)
+		if ctxErr := req.Context().Err(); ctxErr != nil {
+			return nil, fmt.Errorf("crownest: %s %s: %w", req.Method, req.URL.Path, ctxErr)
 		}
 		return nil, &connectionError{fmt.Errorf("crownest: %w", redactURL(err))}
 	}
@@ -330,6 +330,13 @@ type connectionError struct{ error }
 
 func (e *connectionError) Unwrap() error { return e.error }
 
+// IsConnectionError reports whether a call failed because the connection to the
+// server could not be made or broke before an answer.
+func IsConnectionError(err error) bool {
+	var broken *connectionError
+	return errors.As(err, &broken)
+}
+
 // retryWait says whether a failed call may be repeated, and after what time.
 func retryWait(err error, attempt int) (time.Duration, bool) {
 	if attempt >= maxRetries {
@@ -381,7 +388,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 }
 

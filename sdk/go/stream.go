@@ -81,11 +81,11 @@ func (s *CommandsService) StreamLogs(ctx context.Context, commandID string, opts
 			}
 			var apiErr *APIError
 			if o.NoReconnect || ctx.Err() != nil || errors.As(err, &apiErr) || errors.Is(err, errEventTooLarge) || attempt == len(s.c.reconnect) {
-				yield(CommandEvent{}, fmt.Errorf("streaming command %s: %w", commandID, err))
+				yield(CommandEvent{}, fmt.Errorf("crownest: streaming command %s: %w", commandID, err))
 				return
 			}
 			if sleep(ctx, s.c.reconnect[attempt]) != nil {
-				yield(CommandEvent{}, fmt.Errorf("streaming command %s: %w", commandID, context.Cause(ctx)))
+				yield(CommandEvent{}, fmt.Errorf("crownest: streaming command %s: %w", commandID, ctx.Err()))
 				return
 			}
 			attempt++

@@ -254,14 +254,14 @@ type TemplateContents struct {
 
 // UsageSummary is the use of the current period.
 type UsageSummary struct {
-	Period                             UsagePeriod `json:"period"`
-	PricingVersion                     string      `json:"pricingVersion"`
-	ComputeUnitSecondsPerCreditfloat64 `json:"computeUnitSecondsPerCredit"`
-	CurrencyPerCredit                  float64                `json:"currencyPerCredit"`
-	ComputeUnitSeconds                 UsageAmount            `json:"computeUnitSeconds"`
-	Credits                            UsageAmount            `json:"credits"`
-	Quotas                             map[string]UsageBucket `json:"quotas"`
-	Events                             []UsageEvent           `json:"events,omitempty"`
+	Period                      UsagePeriod            `json:"period"`
+	PricingVersion              string                 `json:"pricingVersion"`
+	ComputeUnitSecondsPerCredit float64                `json:"computeUnitSecondsPerCredit"`
+	CurrencyPerCredit           float64                `json:"currencyPerCredit"`
+	ComputeUnitSeconds          UsageAmount            `json:"computeUnitSeconds"`
+	Credits                     UsageAmount            `json:"credits"`
+	Quotas                      map[string]UsageBucket `json:"quotas"`
+	Events                      []UsageEvent           `json:"events,omitempty"`
 
 	raw
 }
