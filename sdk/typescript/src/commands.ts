@@ -176,6 +176,11 @@ class OutputCallbacks {
   readonly #options: StartCommandOptions;
   #ended = false;
 
+  /** True once nobody wants, or can have, more output. */
+  get ended(): boolean {
+    return this.#ended;
+  }
+
   constructor(options: StartCommandOptions) {
     this.#options = options;
   }
@@ -330,7 +335,7 @@ class LiveRuns {
     callbacks: OutputCallbacks,
     afterSeq?: number,
   ): Promise<Command> {
-    const finished = await this.deliver(commandId, callbacks, options.signal, afterSeq);
+    const finished = callbacks.ended ? undefined : await this.deliver(commandId, callbacks, options.signal, afterSeq);
     if (finished !== undefined) return finished;
     for (;;) {
       options.signal?.throwIfAborted();

@@ -132,7 +132,7 @@ test("a run whose stream cannot be had any more is waited for", async (t) => {
 });
 
 test("an error event goes to onStreamError, the result still comes", async (t) => {
-  const { client } = await fake(t, (request, response) => {
+  const { client, lines } = await fake(t, (request, response) => {
     if (request.method === "GET") return json(response, { command: finished });
     return events(response, [started, log(1, "a"), { type: "error", code: "stream_gap", message: "too slow", createdAt: now }]);
   });
@@ -141,6 +141,7 @@ test("an error event goes to onStreamError, the result still comes", async (t) =
   assert.deepEqual(await client.commands.run(SBX, "x", options), finished);
   assert.equal(got.stdout, "a");
   assert.equal((got.errors[0] as { code: string }).code, "stream_gap");
+  assert.deepEqual(lines(), [INLINE, `GET /v1/commands/${CMD}`]);
 });
 
 test("a callback that throws ends the callbacks, not the run", async (t) => {
