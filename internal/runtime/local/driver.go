@@ -36,6 +36,7 @@ const (
 
 	launchTimeout  = 30 * time.Second
 	releaseTimeout = 20 * time.Second
+	lockPatience   = 2 * time.Second
 	// maxWaiting bounds the Acquire calls that wait for a launch.
 	maxWaiting = 512
 )
@@ -149,7 +150,7 @@ func New(ctx context.Context, opts Options) (_ *Driver, err error) {
 			return nil, fmt.Errorf("data directory: %w", err)
 		}
 	}
-	if d.lock, err = lockDir(d.dir); err != nil {
+	if d.lock, err = lockDir(ctx, d.dir); err != nil {
 		return nil, err
 	}
 	if d.guestDir, err = installGuest(filepath.Join(data, "guest"), opts.Guest); err != nil {
@@ -187,16 +188,26 @@ func stateDir(data string) string {
 	return dir
 }
 
-func lockDir(dir string) (*os.File, error) {
+// lockDir keeps a second driver away.
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("data directory %s is in use by another server: %w", dir, err)
+	// A server that has just been killed may have been starting a process, which
+	// holds the lock until it runs its own program.
+	deadline := time.Now().Add(lockPatience)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil || time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("data directory %s is in use by another server: %w", dir, err)
+		}
+		time.Sleep(5 * time.Millisecond) // the lock has no event to wait for
 	}
-	return f, nil
 }
 
 // installGuest puts the guest binary where sandboxes can mount it, named by its
@@ -464,4 +475,3 @@ func memTotal() (int64, error) {
 	}
 	return int64(si.Totalram) * int64(si.Unit), nil //nolint:gosec // far below the limit
 }
-

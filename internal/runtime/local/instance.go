@@ -174,11 +174,13 @@ func (d *Driver) destroy(ctx context.Context, in *instance) error {
 		}
 	}
 	// Whatever else there is, of a half-made instance for instance, is in the cgroup.
-	if err := in.group.Kill(ctx); err != nil {
+	killed, err := in.group.Kill(ctx)
+	for _, pid := range append(killed, in.Sentry.PID, in.Gofer.PID) {
+		reap(pid)
+	}
+	if err != nil {
 		return fmt.Errorf("ending instance %s: %w", in.ID, err)
 	}
-	reap(in.Sentry.PID)
-	reap(in.Gofer.PID)
 	if err := in.group.Remove(ctx); err != nil {
 		return fmt.Errorf("ending instance %s: %w", in.ID, err)
 	}

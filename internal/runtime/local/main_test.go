@@ -1,94 +1,96 @@
-package local
+package local_test
 
 import (
-	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
-
-	"log/slog"
-	"net"
 
 	"crownest.dev/crownest/internal/runtime"
+	"crownest.dev/crownest/internal/runtime/local"
 	"crownest.dev/crownest/internal/runtime/local/runsc"
-	"crownest.dev/crownest/internal/runtime/runtimetest/lineguest"
+	"crownest.dev/crownest/internal/runtime/runtimetest"
 	"crownest.dev/crownest/internal/sandbox"
+)
+
+// What the tests share: the test guest and a root image with nothing but empty
+// directories in it. Both are made in seconds.
+var (
+	guest []byte
+	spec  runtime.Spec
 )
 
 func TestMain(m *testing.M) {
 	if runsc.Dispatch() {
 		return
 	}
-	os.Exit(m.Run())
+	if os.Getenv(victimEnv) != "" {
+		victim()
+		return
+	}
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "crownest-local")
+		if err == nil {
+			defer os.RemoveAll(dir)
+			err = prepare(dir)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "preparing:", err)
+			return 1
+		}
+		return m.Run()
+	}())
 }
 
-func testImage(t testing.TB) (guest []byte, image string) {
-	dir := t.TempDir()
+func prepare(dir string) error {
+	if cgo {
+		return fmt.Errorf("build these tests with CGO_ENABLED=0: gVisor runs the test binary where no libraries are")
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("these tests need root")
+	}
 	bin := filepath.Join(dir, "guest")
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", bin, "../runtimetest/testguest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building guest: %v\n%s", err, out)
+		return fmt.Errorf("building the guest: %w\n%s", err, out)
 	}
-	guest, err := os.ReadFile(bin)
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	if guest, err = os.ReadFile(bin); err != nil {
+		return err
 	}
 	root := filepath.Join(dir, "root")
-	for _, d := range []string{"proc", "sys", "dev", "tmp", "workspace", "etc"} {
+	for _, d := range []string{"proc", "sys", "dev", "tmp", "workspace"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
-	image = filepath.Join(dir, "root.erofs")
+	image := filepath.Join(dir, "root.erofs")
 	if out, err := exec.Command("mkfs.erofs", "-d0", "-Enoinline_data", image, root).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+		return fmt.Errorf("mkfs.erofs: %w\n%s", err, out)
 	}
-	return guest, image
+	spec = runtime.Spec{ImageID: "tplv_test", ImagePath: image, Resources: sandbox.DefaultResources}
+	return nil
 }
 
-func TestSmoke(t *testing.T) {
-	guest, image := testImage(t)
-	var first net.Conn
-	d, err := New(t.Context(), Options{DataDir: t.TempDir(), Guest: guest, Logger: slog.Default(),
-		Ready: func(ctx context.Context, in runtime.Instance, conn net.Conn) error {
-			_, err := lineguest.Ask(conn, "ping", 5*time.Second)
-			first = conn
-			return err
-		}})
+func TestConformance(t *testing.T) {
+	runtimetest.Run(t, runtimetest.Subject{
+		Open: func(t *testing.T, dir string, ready runtime.ReadyFunc, capacity int) runtime.Driver {
+			return open(t, local.Options{DataDir: dir, Ready: ready, MaxSandboxes: capacity})
+		},
+		Spec:      spec,
+		Leftovers: leftovers,
+		Cycles:    50,
+	})
+}
+
+func open(t testing.TB, opts local.Options) *local.Driver {
+	t.Helper()
+	opts.Guest = guest
+	d, err := local.New(t.Context(), opts)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("opening driver: %v", err)
 	}
-	spec := runtime.Spec{ImageID: "tplv_x", ImagePath: image, Resources: sandbox.DefaultResources}
-	for range 10 {
-		t0 := time.Now()
-		in, err := d.Acquire(t.Context(), spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("acquire %v", time.Since(t0))
-		t0 = time.Now()
-		c, err := d.Dial(t.Context(), in.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("dial %v", time.Since(t0))
-		for _, q := range []string{"ping", "read /proc/meminfo", "read /sys/fs/cgroup/cgroup.controllers", "read /proc/mounts"} {
-			a, err := lineguest.Ask(c, q, 5*time.Second)
-			t.Log(a, err)
-		}
-		t.Log(d.Stats(t.Context(), in.ID))
-		c.Close()
-		first.Close()
-		t0 = time.Now()
-		if err := d.Release(t.Context(), in.ID); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("release %v", time.Since(t0))
-	}
-	if err := d.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	return d
 }

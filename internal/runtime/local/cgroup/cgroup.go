@@ -418,26 +418,21 @@ func (g *Group) Pids() ([]int, error) {
 	return all, nil
 }
 
-// Kill ends every process of the group and returns when none is left. A group
-// that does not exist has none.
-func (g *Group) Kill(ctx context.Context) error {
-	if g.p.h.Version == 2 {
-		// Kernels before 5.14 lack the file; the loop below serves them as well.
-		_ = write(g.Dirs()[0], "cgroup.kill", "1")
-	}
+// Kill ends every process of the group and returns when none is left, naming
+// those that it found: dead, they may be children of the caller. A group that
+// does not exist has none.
+func (g *Group) Kill(ctx context.Context) (killed []int, err error) {
 	for {
 		pids, err := g.Pids()
-		if err != nil {
-			return err
-		}
-		if len(pids) == 0 {
-			return nil
+		if err != nil || len(pids) == 0 {
+			return killed, err
 		}
 		for _, pid := range pids {
 			if err := killWait(ctx, pid); err != nil {
-				return fmt.Errorf("ending process %d: %w", pid, err)
+				return killed, fmt.Errorf("ending process %d: %w", pid, err)
 			}
 		}
+		killed = append(killed, pids...)
 	}
 }
 
