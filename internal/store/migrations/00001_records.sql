@@ -209,7 +209,14 @@ CREATE TABLE server_secrets (
     value BYTEA NOT NULL
 );
 
+-- Never has a row. On PostgreSQL, writers lock it to take turns when they get into
+-- each other's way.
+CREATE TABLE write_turns (
+    turn SMALLINT NOT NULL
+);
+
 -- +goose Down
+DROP TABLE write_turns;
 DROP TABLE server_secrets;
 DROP TABLE operations;
 DROP TABLE audit_heads;

@@ -192,8 +192,8 @@ func TestTampering(t *testing.T) {
 	}
 }
 
-// TestOpenTogether opens one new database many times at once, and then the same
-// handle keeps working while others open and close it.
+// TestOpenTogether opens one new database many times at once: it is migrated once,
+// and all write to it.
 func TestOpenTogether(t *testing.T) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {

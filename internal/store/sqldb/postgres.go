@@ -3,9 +3,10 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,22 +17,39 @@ import (
 )
 
 const (
-	// maxAttempts bounds how often a transaction that lost a race is run again.
-	maxAttempts = 50
-	// maxPause is the longest pause before a further attempt.
-	maxPause = 50 * time.Millisecond
+	// maxAttempts bounds how often a transaction that lost a race is run again. One
+	// that runs alone loses only to writers that do not keep to turns.
+	maxAttempts = 10
 	// maxTransaction bounds one attempt, its commit included.
 	maxTransaction = time.Minute
+	// calmDown is how long all writers of a process take turns after one of them
+	// lost a race.
+	calmDown = 200 * time.Millisecond
+	// Processes that start together migrate in turn: each asks once a second, for
+	// five minutes at most.
+	lockPeriod, lockAttempts = 1, 300
+)
+
+// Both begin a transaction in one round trip. LOCK TABLE takes no snapshot, so
+// one that had to wait for its turn sees all that went before. Those together run
+// side by side with each other, the one alone with nobody.
+const (
+	beginTogether = `BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE write_turns IN ROW EXCLUSIVE MODE`
+	beginAlone    = `BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE write_turns IN EXCLUSIVE MODE`
 )
 
 // postgres leaves statements and their caching to pgx, which prepares each text
 // once on every connection.
+//
+// A write transaction first runs beside the others and is broken off by the
+// engine if that would not be serializable. Nearly all of ours append to the same
+// audit chain, so under load most would lose, again and again. Whoever lost
+// therefore runs alone the next time, and so does everybody for a while.
 type postgres struct {
 	pool *pgxpool.Pool
 	db   *sql.DB
-	// again lets one transaction at a time be run again: those that lost a race
-	// would otherwise go on to lose it to each other.
-	again chan struct{}
+	// contended is until when writers take turns, in Unix nanoseconds.
+	contended atomic.Int64
 }
 
 func openPostgres(ctx context.Context, dsn string) (*postgres, error) {
@@ -39,8 +57,9 @@ func openPostgres(ctx context.Context, dsn string) (*postgres, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting: %w", err)
 	}
-	p := &postgres{pool: pool, db: stdlib.OpenDBFromPool(pool), again: make(chan struct{}, 1)}
-	locker, err := lock.NewPostgresSessionLocker()
+	p := &postgres{pool: pool, db: stdlib.OpenDBFromPool(pool)}
+	locker, err := lock.NewPostgresSessionLocker(
+		lock.WithLockTimeout(lockPeriod, lockAttempts), lock.WithUnlockTimeout(lockPeriod, lockAttempts))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("locking the schema: %w", err), p.close())
 	}
@@ -54,73 +73,8 @@ func (p *postgres) exec(context.Context, string, ...any) (int64, error) {
 	return 0, errors.New("a write outside of a transaction")
 }
 
-func (p *postgres) query(ctx context.Context, text string, args ...any) (*sql.Rows, error) {
+func (p *postgres) query(ctx context.Context, text string, args ...any) (rows, error) {
 	return p.db.QueryContext(ctx, text, args...)
-}
-
-func (p *postgres) update(ctx context.Context, fn func(q querier) error) error {
-	lost, err := p.attempt(ctx, fn)
-	if !lost {
-		return err
-	}
-	select {
-	case p.again <- struct{}{}:
-		defer func() { <-p.again }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	for n := 1; n < maxAttempts; n++ {
-		if lost, err = p.attempt(ctx, fn); !lost {
-			return err
-		}
-		pause := min(maxPause, time.Duration(n)*time.Millisecond)
-		select {
-		case <-time.After(rand.N(pause)):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return fmt.Errorf("giving up after %d attempts: %w", maxAttempts, err)
-}
-
-// attempt runs fn in a transaction and reports whether it lost a race, so that
-// nothing happened and it may be run again.
-func (p *postgres) attempt(ctx context.Context, fn func(q querier) error) (lost bool, err error) {
-	conn, err := p.db.Conn(ctx)
-	if err != nil {
-		return false, fmt.Errorf("connecting for a write: %w", err)
-	}
-	defer func() { _ = conn.Close() }() // hands it back; a broken one is dropped there
-	// ctx cuts statements short, but not the commit: whoever gives up in the middle
-	// of one could not know whether it happened.
-	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxTransaction)
-	defer cancel()
-	begun, err := conn.BeginTx(whole, &sql.TxOptions{Isolation: sql.LevelSerializable})
-	if err != nil {
-		return false, fmt.Errorf("beginning a write: %w", err)
-	}
-	t := &postgresTx{tx: begun}
-	defer func() {
-		t.over = true
-		_ = begun.Rollback() // a no-op after a commit; the connection is dropped if it fails
-	}()
-	if err := fn(t); err != nil || t.lost {
-		return t.lost || lostRace(err), err
-	}
-	if err := ctx.Err(); err != nil {
-		return false, err
-	}
-	if err := begun.Commit(); err != nil {
-		return lostRace(err), fmt.Errorf("committing: %w", err)
-	}
-	return false, nil
-}
-
-// lostRace reports whether the engine broke a transaction off in favour of
-// another one.
-func lostRace(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
 func (p *postgres) close() error {
@@ -129,9 +83,99 @@ func (p *postgres) close() error {
 	return err
 }
 
+func (p *postgres) update(ctx context.Context, fn func(q querier) error) error {
+	var lost error
+	for range maxAttempts {
+		begin := beginTogether
+		if lost != nil || time.Now().UnixNano() < p.contended.Load() {
+			begin = beginAlone
+		}
+		err := p.attempt(ctx, begin, fn)
+		if !errors.As(err, new(lostRaceError)) {
+			return err
+		}
+		p.contended.Store(time.Now().Add(calmDown).UnixNano())
+		lost = err
+	}
+	return fmt.Errorf("giving up after %d attempts: %w", maxAttempts, lost)
+}
+
+// lostRaceError says that the engine broke a transaction off in favour of another
+// one: nothing happened, and it may be run again.
+type lostRaceError struct{ error }
+
+func (e lostRaceError) Unwrap() error { return e.error }
+
+// lostRace marks such an error.
+func lostRace(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01") {
+		return lostRaceError{err}
+	}
+	return err
+}
+
+// attempt runs fn in a transaction.
+func (p *postgres) attempt(ctx context.Context, begin string, fn func(q querier) error) (err error) {
+	conn, err := p.db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("connecting for a write: %w", err)
+	}
+	defer func() { _ = conn.Close() }() // hands it back
+	// ctx cuts statements short, but not the commit: whoever gives up in the middle
+	// of one could not know whether it happened.
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxTransaction)
+	defer cancel()
+	t := &postgresTx{conn: conn}
+	committed := false
+	defer func() {
+		t.over = true
+		if committed {
+			return
+		}
+		if control(whole, conn, "ROLLBACK") != nil {
+			// Broken; whoever gets it next must not find a transaction in it.
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+	}()
+	if err := control(ctx, conn, begin); err != nil {
+		return fmt.Errorf("beginning a write: %w", lostRace(err))
+	}
+	err = fn(t)
+	if t.lost != nil { // whatever fn made of that
+		return t.lost
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	if err := control(whole, conn, "COMMIT"); err != nil {
+		return fmt.Errorf("committing: %w", lostRace(err))
+	}
+	committed = true
+	return nil
+}
+
+// control runs statements without arguments, in one round trip.
+func control(ctx context.Context, conn *sql.Conn, text string) error {
+	return conn.Raw(func(c any) error {
+		results, err := c.(*stdlib.Conn).Conn().PgConn().Exec(ctx, text).ReadAll()
+		if err != nil {
+			return err
+		}
+		// A transaction in which a statement failed answers COMMIT with ROLLBACK.
+		if last := results[len(results)-1].CommandTag.String(); text == "COMMIT" && last != text {
+			return fmt.Errorf("the transaction had failed: %s", last)
+		}
+		return nil
+	})
+}
+
 type postgresTx struct {
-	tx   *sql.Tx
-	lost bool // a statement failed for a lost race, whatever fn made of that
+	conn *sql.Conn
+	lost error // of the first statement that lost a race
 	over bool
 }
 
@@ -139,21 +183,41 @@ func (t *postgresTx) exec(ctx context.Context, text string, args ...any) (int64,
 	if t.over {
 		return 0, errTxDone
 	}
-	r, err := t.tx.ExecContext(ctx, text, args...)
+	r, err := t.conn.ExecContext(ctx, text, args...)
 	if err != nil {
-		t.lost = t.lost || lostRace(err)
-		return 0, err
+		return 0, t.note(err)
 	}
 	return r.RowsAffected()
 }
 
-func (t *postgresTx) query(ctx context.Context, text string, args ...any) (*sql.Rows, error) {
+func (t *postgresTx) query(ctx context.Context, text string, args ...any) (rows, error) {
 	if t.over {
 		return nil, errTxDone
 	}
-	rows, err := t.tx.QueryContext(ctx, text, args...)
+	r, err := t.conn.QueryContext(ctx, text, args...)
 	if err != nil {
-		t.lost = t.lost || lostRace(err)
+		return nil, t.note(err)
 	}
-	return rows, err
+	return postgresRows{r, t}, nil
+}
+
+func (t *postgresTx) note(err error) error {
+	err = lostRace(err)
+	if t.lost == nil && errors.As(err, new(lostRaceError)) {
+		t.lost = err
+	}
+	return err
+}
+
+// postgresRows notes a race that is lost while rows are read.
+type postgresRows struct {
+	*sql.Rows
+	t *postgresTx
+}
+
+func (r postgresRows) Err() error {
+	if err := r.Rows.Err(); err != nil {
+		return r.t.note(err)
+	}
+	return nil
 }

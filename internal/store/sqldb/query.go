@@ -2,8 +2,8 @@ package sqldb
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/bits"
@@ -17,7 +17,15 @@ import (
 // querier runs single statements, inside or outside of a transaction.
 type querier interface {
 	exec(ctx context.Context, text string, args ...any) (affected int64, err error)
-	query(ctx context.Context, text string, args ...any) (*sql.Rows, error)
+	query(ctx context.Context, text string, args ...any) (rows, error)
+}
+
+// rows is what package sqldb uses of sql.Rows.
+type rows interface {
+	scanner
+	Next() bool
+	Err() error
+	Close() error
 }
 
 // scanner is a row that can be read.
@@ -29,21 +37,21 @@ func one[T any](ctx context.Context, q querier, what string, scan func(scanner, 
 	if !storable(args) {
 		return v, fmt.Errorf("reading %s: %w", what, store.ErrNotFound)
 	}
-	rows, err := q.query(ctx, text, args...)
+	r, err := q.query(ctx, text, args...)
 	if err != nil {
 		return v, fmt.Errorf("reading %s: %w", what, err)
 	}
-	defer func() { _ = rows.Close() }() // only reports what rows.Err reports
-	if !rows.Next() {
-		if err := rows.Err(); err != nil {
+	defer func() { _ = r.Close() }() // only reports what Err reports
+	if !r.Next() {
+		if err := r.Err(); err != nil {
 			return v, fmt.Errorf("reading %s: %w", what, err)
 		}
 		return v, fmt.Errorf("reading %s: %w", what, store.ErrNotFound)
 	}
-	if err := scan(rows, &v); err != nil {
+	if err := scan(r, &v); err != nil {
 		return v, fmt.Errorf("reading %s: %w", what, err)
 	}
-	if err := rows.Close(); err != nil {
+	if err := errors.Join(r.Close(), r.Err()); err != nil {
 		return v, fmt.Errorf("reading %s: %w", what, err)
 	}
 	return v, nil
@@ -56,20 +64,20 @@ func many[T any](ctx context.Context, q querier, what string, scan func(scanner,
 	if !storable(args) {
 		return nil, nil
 	}
-	rows, err := q.query(ctx, text, args...)
+	r, err := q.query(ctx, text, args...)
 	if err != nil {
 		return nil, fmt.Errorf("listing %s: %w", what, err)
 	}
-	defer func() { _ = rows.Close() }() // only reports what rows.Err reports
+	defer func() { _ = r.Close() }() // only reports what Err reports
 	var list []T
-	for rows.Next() {
+	for r.Next() {
 		var v T
-		if err := scan(rows, &v); err != nil {
+		if err := scan(r, &v); err != nil {
 			return nil, fmt.Errorf("listing %s: %w", what, err)
 		}
 		list = append(list, v)
 	}
-	if err := rows.Err(); err != nil {
+	if err := r.Err(); err != nil {
 		return nil, fmt.Errorf("listing %s: %w", what, err)
 	}
 	return list, nil

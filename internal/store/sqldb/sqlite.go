@@ -134,7 +134,7 @@ func (s *sqlite) exec(context.Context, string, ...any) (int64, error) {
 	return 0, errors.New("a write outside of a transaction")
 }
 
-func (s *sqlite) query(ctx context.Context, text string, args ...any) (*sql.Rows, error) {
+func (s *sqlite) query(ctx context.Context, text string, args ...any) (rows, error) {
 	st, err := s.reads.get(ctx, text)
 	if err != nil {
 		return nil, err
@@ -309,7 +309,7 @@ func (t *sqliteTx) exec(ctx context.Context, text string, args ...any) (int64, e
 	return r.RowsAffected()
 }
 
-func (t *sqliteTx) query(ctx context.Context, text string, args ...any) (*sql.Rows, error) {
+func (t *sqliteTx) query(ctx context.Context, text string, args ...any) (rows, error) {
 	st, ctx, err := t.statement(ctx, text)
 	if err != nil {
 		return nil, err
