@@ -434,6 +434,7 @@ func (d *Driver) Close(ctx context.Context) error {
 			_ = d.parent.Remove()
 			_ = os.Remove(d.stateDir)
 		}
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 		d.closeFiles()
 		close(d.exits)
 	}()

@@ -34,6 +34,7 @@ type instance struct {
 	dir           string
 	group         *cgroup.Group
 	sentry, gofer *watched // nil if not running
+	launcher      int      // the process group of the launcher, if this process launched it
 	cancelLaunch  context.CancelFunc
 
 	state    state
@@ -139,6 +140,7 @@ func (d *Driver) start(ctx context.Context, in *instance) (_ *pipeConn, err erro
 		req.JoinCgroups = in.group.Dirs()
 	}
 	res, err := runsc.Launch(ctx, req, files)
+	in.launcher = res.LauncherPID
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +180,7 @@ func (d *Driver) destroy(ctx context.Context, in *instance) error {
 	for _, pid := range append(killed, in.Sentry.PID, in.Gofer.PID) {
 		reap(pid)
 	}
+	reapGroup(in.launcher)
 	if err != nil {
 		return fmt.Errorf("ending instance %s: %w", in.ID, err)
 	}

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"crownest.dev/crownest/internal/runtime"
 	"crownest.dev/crownest/internal/runtime/local"
 	"crownest.dev/crownest/internal/runtime/runtimetest/lineguest"
@@ -160,19 +158,8 @@ func TestKilledServer(t *testing.T) {
 		if err := d.Close(t.Context()); err != nil {
 			t.Errorf("close: %v", err)
 		}
-		reapOrphans()
 		if left := leftovers(t, dir); len(left) > 0 {
 			t.Fatalf("left on the host: %v", left)
-		}
-	}
-}
-
-// reapOrphans collects what the killed server leaves dead: this process is an
-// ancestor and a sub-reaper, where in real life process 1 would do it.
-func reapOrphans() {
-	for {
-		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
-			return
 		}
 	}
 }

@@ -126,3 +126,12 @@ func reap(pid int) {
 		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 	}
 }
+
+// reapGroup does the same for all of a process group.
+func reapGroup(pgid int) {
+	for pgid > 0 {
+		if pid, err := unix.Wait4(-pgid, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
+			return
+		}
+	}
+}

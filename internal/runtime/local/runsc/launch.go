@@ -48,6 +48,9 @@ type LaunchFiles struct {
 
 // LaunchResult tells of a sandbox that runs.
 type LaunchResult struct {
+	// LauncherPID is set after a failure too. It was the leader of a process group,
+	// of which orphans may be left.
+	LauncherPID   int `json:"-"`
 	SentryPID     int
 	GoferPID      int
 	ControlSocket string
@@ -116,16 +119,18 @@ func Launch(ctx context.Context, req LaunchRequest, files LaunchFiles) (LaunchRe
 	// The launcher keeps this end to itself, so its death ends the read.
 	out, readErr := io.ReadAll(io.LimitReader(replyR, 64<<10))
 	waitErr := cmd.Wait()
+	failed := LaunchResult{LauncherPID: cmd.Process.Pid}
 	if err := ctx.Err(); err != nil {
-		return LaunchResult{}, fmt.Errorf("launching sandbox: %w", err)
+		return failed, fmt.Errorf("launching sandbox: %w", err)
 	}
 	var reply launchReply
 	if readErr != nil || json.Unmarshal(out, &reply) != nil {
-		return LaunchResult{}, fmt.Errorf("launcher died: %w", errors.Join(waitErr, readErr))
+		return failed, fmt.Errorf("launcher died: %w", errors.Join(waitErr, readErr))
 	}
 	if reply.Error != "" {
-		return LaunchResult{}, fmt.Errorf("launching sandbox: %s", reply.Error)
+		return failed, fmt.Errorf("launching sandbox: %s", reply.Error)
 	}
+	reply.LauncherPID = cmd.Process.Pid
 	return reply.LaunchResult, nil
 }
 
