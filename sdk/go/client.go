@@ -203,7 +203,7 @@ func (c *Client) exchange(ctx context.Context, rq call) (http.Header, []byte, er
 		if err == nil {
 			return header, body, nil
 		}
-		wait, again := retryWait(err, attempt)
+		wait, again := c.retryWait(err, attempt)
 		if !again || ctx.Err() != nil {
 			return nil, nil, err
 		}
@@ -234,7 +234,7 @@ func (c *Client) openRetry(ctx context.Context, rq call) (*http.Response, error)
 		if err == nil {
 			return resp, nil
 		}
-		wait, again := retryWait(err, attempt)
+		wait, again := c.retryWait(err, attempt)
 		if !again || ctx.Err() != nil || sleep(ctx, wait) != nil {
 			return nil, err
 		}
@@ -338,7 +338,7 @@ func IsConnectionError(err error) bool {
 }
 
 // retryWait says whether a failed call may be repeated, and after what time.
-func retryWait(err error, attempt int) (time.Duration, bool) {
+func (c *Client) retryWait(err error, attempt int) (time.Duration, bool) {
 	if attempt >= maxRetries {
 		return 0, false
 	}
@@ -348,7 +348,7 @@ func retryWait(err error, attempt int) (time.Duration, bool) {
 	}
 	var broken *connectionError
 	if errors.As(err, &broken) {
-		return reconnectDelays[attempt], true
+		return c.reconnect[attempt], true
 	}
 	return 0, false
 }
