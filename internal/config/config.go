@@ -30,6 +30,8 @@ type Config struct {
 	Listen string `koanf:"listen"`
 	// TemplateDir holds the template images and may be shared by servers.
 	TemplateDir string `koanf:"template_dir"`
+	// BuildTemplates makes the server build the templates that are missing.
+	BuildTemplates bool `koanf:"build_templates"`
 	// Database is empty for SQLite below Data, or a postgres:// URL.
 	Database string `koanf:"database"`
 
@@ -88,7 +90,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Listen: "127.0.0.1:8787", Pool: 8, MemoryReserve: 1 << 30, DefaultTemplate: "python-node",
-		VCPU: 1, MemoryBytes: 1 << 30, DiskBytes: 2 << 30, MaxProcesses: 256,
+		BuildTemplates: true, VCPU: 1, MemoryBytes: 1 << 30, DiskBytes: 2 << 30, MaxProcesses: 256,
 		MaxTTL: time.Hour, MaxSession: 168 * time.Hour,
 		ArtifactRetentionDays: 30, LogRetentionDays: 30,
 		CommandLogBytes: 64 << 20, BodyLimitBytes: 4 << 20,

@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"crownest.dev/crownest/internal/blob"
 	"crownest.dev/crownest/internal/guest"
 	"crownest.dev/crownest/internal/sandbox"
 	"crownest.dev/crownest/internal/store"
@@ -101,11 +102,15 @@ func (s *Service) keep(ctx context.Context, l *live, a sandbox.Artifact, item sa
 		}
 		defer f.Close()
 		if f.Info().Size > maxArtifactBytes {
-			return sandbox.NewError(sandbox.CodeFileTooLarge, "The file is larger than %d bytes.", int64(maxArtifactBytes)).With("maxBytes", int64(maxArtifactBytes))
+			return errArtifactTooLarge()
 		}
 		a.SourcePath = f.Info().Path
 		a.ObjectKey = "artifacts/" + a.ID
-		a.Size, a.SHA256, err = s.blobs.Put(ctx, a.ObjectKey, f, maxArtifactBytes)
+		o, err := s.blobs.Put(ctx, a.ObjectKey, f, maxArtifactBytes)
+		if errors.Is(err, blob.ErrTooLarge) {
+			return errArtifactTooLarge() // it grew while it was read
+		}
+		a.Size, a.SHA256 = o.Size, o.SHA256
 		return err
 	})
 	if err != nil {
@@ -129,6 +134,11 @@ func (s *Service) keep(ctx context.Context, l *live, a sandbox.Artifact, item sa
 		a.RetentionExpiresAt = a.CreatedAt.Add(s.cfg.ArtifactRetention)
 	}
 	return a, nil
+}
+
+func errArtifactTooLarge() *sandbox.Error {
+	return sandbox.NewError(sandbox.CodeFileTooLarge, "The file is larger than %d bytes.", int64(maxArtifactBytes)).
+		With("maxBytes", int64(maxArtifactBytes))
 }
 
 func contentType(name string) string {

@@ -263,6 +263,12 @@ func (s *Service) resumeCommand(ctx context.Context, lc *liveCommand) {
 	s.follow(ctx, lc, func(sess guest.Session) (guest.Process, error) { return sess.Attach(ctx, id) })
 }
 
+// Ends of a command that never ran.
+var (
+	errQueueTimeout  = errors.New("timed out before the sandbox was ready")
+	errQueueCanceled = errors.New("canceled before the sandbox was ready")
+)
+
 // awaitTurn waits until the sandbox can run the command.
 func awaitTurn(lc *liveCommand, deadline time.Time) error {
 	select {
@@ -277,9 +283,9 @@ func awaitTurn(lc *liveCommand, deadline time.Time) error {
 		select {
 		case <-lc.l.ready:
 		case <-expired:
-			return context.DeadlineExceeded
+			return errQueueTimeout
 		case <-lc.queue.Done():
-			return context.Canceled
+			return errQueueCanceled
 		}
 	}
 	lc.l.mu.Lock()
@@ -494,31 +500,25 @@ func (s *Service) finishFailed(lc *liveCommand, cause error) {
 
 // finishUnstarted ends a command that never got its turn.
 func (s *Service) finishUnstarted(lc *liveCommand, cause error) {
+	end := lc.record()
+	end.FinishedAt, end.TerminationSignal = now(), "SIGTERM"
+	if end.CollectStatus == sandbox.CollectPending {
+		end.CollectStatus = sandbox.CollectSkipped
+	}
 	switch {
 	case s.ctx.Err() != nil:
-		return
-	case lc.l.isGone() && sandbox.CodeOf(cause) != sandbox.CodeInternal:
-		s.finishKilled(lc)
-	case errors.Is(cause, context.DeadlineExceeded):
-		end := lc.record()
-		end.Status, end.FinishedAt, end.TerminationSignal = sandbox.CommandTimedOut, now(), "SIGTERM"
-		end.CollectStatus = skipped(end.CollectStatus)
+		// It stays queued; the next process finds it.
+	case errors.Is(cause, errQueueTimeout):
+		end.Status = sandbox.CommandTimedOut
 		s.finish(lc, end, nil)
-	case errors.Is(cause, context.Canceled):
-		end := lc.record()
-		end.Status, end.FinishedAt, end.TerminationSignal = sandbox.CommandCanceled, now(), "SIGTERM"
-		end.CollectStatus = skipped(end.CollectStatus)
+	case errors.Is(cause, errQueueCanceled):
+		end.Status = sandbox.CommandCanceled
 		s.finish(lc, end, nil)
+	case errors.Is(cause, context.Canceled), sandbox.CodeSandboxDestroyed.Is(cause):
+		s.finishKilled(lc) // the sandbox ended before it was ready
 	default:
 		s.finishFailed(lc, cause)
 	}
-}
-
-func skipped(c sandbox.CollectStatus) sandbox.CollectStatus {
-	if c == sandbox.CollectPending {
-		return sandbox.CollectSkipped
-	}
-	return c
 }
 
 // finish stores the end of a command, then lets everybody who waits see it.

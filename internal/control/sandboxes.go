@@ -151,6 +151,9 @@ func (s *Service) awaitCreated(ctx context.Context, id string) (sandbox.Sandbox,
 			if sandbox.CodeCapacityExhausted.Is(err) {
 				return sandbox.Sandbox{}, err
 			}
+			if err != nil {
+				s.awaitEnd(ctx, l)
+			}
 		default:
 		}
 	}
@@ -162,6 +165,15 @@ func (s *Service) awaitCreated(ctx context.Context, id string) (sandbox.Sandbox,
 		return sb, sandbox.NewError(sandbox.CodeInternal, "The sandbox could not be started.").With("sandboxId", id)
 	}
 	return sb, nil
+}
+
+// awaitEnd waits until the end of a sandbox is recorded.
+func (s *Service) awaitEnd(ctx context.Context, l *live) {
+	select {
+	case <-l.ended:
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	}
 }
 
 // provision turns a recorded sandbox into a usable one, or into a failed one.

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"crownest.dev/crownest/internal/blob"
 	"crownest.dev/crownest/internal/cmdlog"
 	"crownest.dev/crownest/internal/guest"
 	"crownest.dev/crownest/internal/runtime"
@@ -39,11 +40,11 @@ type Templates interface {
 
 // Blobs keeps the bytes of artifacts.
 type Blobs interface {
-	// Put stores what it reads from r, at most max bytes, and returns size and hex
-	// SHA-256. A failed Put leaves nothing behind.
-	Put(ctx context.Context, key string, r io.Reader, max int64) (size int64, sha256 string, err error)
+	// Put stores what it reads from r; more than max bytes is blob.ErrTooLarge. A
+	// failed Put leaves nothing behind.
+	Put(ctx context.Context, key string, r io.Reader, max int64) (blob.Object, error)
 	// Open reads length bytes from offset; length -1 = to the end.
-	Open(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error)
+	Open(ctx context.Context, key string, offset, length int64) (blob.Reader, error)
 	Delete(ctx context.Context, key string) error
 	// Keys walks all keys.
 	Keys(ctx context.Context, fn func(key string) error) error
