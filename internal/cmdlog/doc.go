@@ -9,10 +9,10 @@
 // that the many commands that print little cost one file each; the others, and
 // what is kept of dropped ones, live in a directory beside it:
 //
-//	xy/cmd_...xy.log             the first segment
-//	xy/cmd_...xy.d/<first seq>   the later ones
-//	xy/cmd_...xy.d/stdout.head   beginning of a stream that retention dropped
-//	xy/cmd_...xy.d/stderr.head
+//	xx/cmd_....log             the first segment
+//	xx/cmd_....d/<first seq>   the later ones
+//	xx/cmd_....d/stdout.head   beginning of a stream that retention dropped
+//	xx/cmd_....d/stderr.head
 //
 // A segment begins with a header that says where it stands in the log, so that
 // no other segment is needed to read it, and goes on with records. The checksum

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -513,7 +514,9 @@ func TestDropAndIDs(t *testing.T) {
 		}
 		return got
 	}
-	if diff := cmp.Diff(ids, list()); diff != "" {
+	got := list()
+	slices.Sort(got)
+	if diff := cmp.Diff(ids, got); diff != "" {
 		t.Fatal(diff)
 	}
 	for _, id := range ids {
@@ -526,7 +529,7 @@ func TestDropAndIDs(t *testing.T) {
 			t.Fatalf("Last = %d, %v after Drop", last, err)
 		}
 	}
-	if got := list(); len(got) > 0 {
+	if got = list(); len(got) > 0 {
 		t.Errorf("left: %v", got)
 	}
 	if left := filesBelow(t, dir); len(left) > 0 {
