@@ -232,8 +232,7 @@ func (a *app) templatesCommand() *cobra.Command {
 			return a.record(t)
 		},
 	}
-	c := group("templates", "List and build templates", list, get)
-	return c
+	return group("templates", "List and build templates", list, get, a.templatesBuild())
 }
 
 func (a *app) auditCommand() *cobra.Command {

@@ -1,5 +1,353 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
 
-func (a *app) serverCommands() []*cobra.Command { return nil }
+	"github.com/spf13/cobra"
+
+	"crownest.dev/crownest/internal/auth"
+	"crownest.dev/crownest/internal/config"
+	"crownest.dev/crownest/internal/sandbox"
+	"crownest.dev/crownest/internal/server"
+	"crownest.dev/crownest/internal/store"
+	"crownest.dev/crownest/internal/template"
+)
+
+// serverCommands act on this machine, not through the API.
+func (a *app) serverCommands() []*cobra.Command {
+	return []*cobra.Command{a.serveCommand(), a.adminCommand()}
+}
+
+// operatorFlags are the settings that the server's commands share; those given
+// override the configuration file and the environment.
+type operatorFlags struct {
+	cmd  *cobra.Command
+	path string
+}
+
+func newOperatorFlags(c *cobra.Command) *operatorFlags {
+	o := &operatorFlags{cmd: c}
+	c.Flags().StringVar(&o.path, "config", "", "configuration file (default: CROWNEST_CONFIG)")
+	c.Flags().String("data", "", "data directory (default: /var/lib/crownest for root)")
+	return o
+}
+
+// flagKeys are the flags that set a value of the configuration, and its name there.
+var flagKeys = map[string]string{
+	"data": "data", "listen": "listen", "pool": "pool", "template-dir": "template_dir",
+}
+
+func (o *operatorFlags) load() (config.Config, error) {
+	given := map[string]any{}
+	for flag, key := range flagKeys {
+		if f := o.cmd.Flags().Lookup(flag); f != nil && f.Changed {
+			given[key] = f.Value.String()
+		}
+	}
+	cfg, err := config.Load(firstNonEmpty(o.path, os.Getenv("CROWNEST_CONFIG")), os.Environ(), given)
+	if err != nil {
+		return config.Config{}, runtimeErrorf("%w", err).hint("mend the value in the flag, the CROWNEST_* variable or the file it comes from")
+	}
+	// A relative directory must not change its meaning with the working directory.
+	if cfg.Data, err = filepath.Abs(cfg.Data); err != nil {
+		return config.Config{}, fmt.Errorf("finding the data directory: %w", err)
+	}
+	return cfg, nil
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	var flags *operatorFlags
+	c := &cobra.Command{
+		Use: "serve", Short: "Run the server", Args: args(0, 0),
+		Long: `Runs the server until SIGTERM or SIGINT. Sandboxes and their commands survive a
+restart. The first start makes the organisation and its default project and
+builds the templates that are missing; /readyz answers 200 as soon as sandboxes
+can be created.
+
+Settings come from defaults, the configuration file, CROWNEST_* variables and
+flags, each overriding the one before.`,
+		Example: `  crownest serve
+  crownest serve --data ./data --listen 127.0.0.1:9000 --pool 16
+  crownest serve --config /etc/crownest/config.yaml`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := flags.load()
+			if err != nil {
+				return err
+			}
+			if err := a.refuseUnfitHost(cmd.Context(), cfg); err != nil {
+				return err
+			}
+			// A reader of the log that goes away must not take the server with it.
+			signal.Ignore(syscall.SIGPIPE)
+			return server.Run(cmd.Context(), server.Options{
+				Config: cfg,
+				Log:    server.NewLogger(cfg, a.Err),
+				Listening: func(url string) {
+					fmt.Fprintf(a.Out, "listening on %s\n", url)
+				},
+			})
+		},
+	}
+	flags = newOperatorFlags(c)
+	c.Flags().String("listen", "", "HOST:PORT; port 0 takes a free one (default 127.0.0.1:8787)")
+	c.Flags().Int("pool", 0, "most started sandboxes of one template that wait (default 8)")
+	c.Flags().String("template-dir", "", "directory of the template images")
+	return c
+}
+
+func (a *app) adminCommand() *cobra.Command {
+	return group("admin", "Manage a server from its own machine",
+		group("keys", "Make API keys", a.adminKeysCreate()))
+}
+
+// presets are named lists of scopes for keys made on the server machine.
+var presets = map[string][]string{
+	"default": append(append([]string(nil), sandbox.DefaultScopes...), sandbox.ScopeUsageRead),
+}
+
+func (a *app) adminKeysCreate() *cobra.Command {
+	var flags *operatorFlags
+	var name, preset string
+	var scopes, projects []string
+	c := &cobra.Command{
+		Use: "create --name NAME", Short: "Make an API key and print its secret", Args: args(0, 0),
+		Long: `Makes an API key in the database of the server on this machine, which may be
+running, and prints the secret alone. It is shown only this once.`,
+		Example: `  crownest admin keys create --data /var/lib/crownest --name ci
+  crownest admin keys create --name reader --scope sandbox:read --scope audit:read
+  crownest admin keys create --name web --project website --preset default`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if name == "" {
+				return usageErrorf("%s needs --name", cmd.CommandPath()).hint("usage: %s", cmd.UseLine())
+			}
+			wanted := scopes
+			if len(scopes) == 0 || cmd.Flags().Changed("preset") {
+				list, ok := presets[preset]
+				if !ok {
+					return usageErrorf("--preset %q is not one of default", preset)
+				}
+				wanted = append(append([]string(nil), list...), scopes...)
+			}
+			for _, s := range scopes {
+				if !sandbox.ValidScope(s) {
+					return usageErrorf("--scope %q is not a scope", s).hint("scopes: %s", strings.Join(sandbox.AllScopes, ", "))
+				}
+			}
+			cfg, err := flags.load()
+			if err != nil {
+				return err
+			}
+			return a.createKey(cmd.Context(), cfg, name, wanted, projects)
+		},
+	}
+	flags = newOperatorFlags(c)
+	c.Flags().StringVar(&name, "name", "", "name of the key")
+	c.Flags().StringArrayVar(&scopes, "scope", nil, "scope of the key (repeatable; default: those of the preset)")
+	c.Flags().StringArrayVar(&projects, "project", nil, "id or name of a project that the key is restricted to (repeatable)")
+	c.Flags().StringVar(&preset, "preset", "default", "named list of scopes; with --scope, both are taken")
+	return c
+}
+
+func (a *app) createKey(ctx context.Context, cfg config.Config, name string, scopes, projects []string) (err error) {
+	if cfg.Database == "" {
+		if _, statErr := os.Stat(cfg.Data); errors.Is(statErr, os.ErrNotExist) {
+			fmt.Fprintf(a.Err, "crownest: %s did not exist and is made now; is --data the server's directory?\n", printable(cfg.Data))
+		}
+	}
+	// The secret stands alone on stdout; the store's news are of no interest here.
+	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: slog.LevelError}))
+	db, err := server.OpenStore(ctx, cfg, log)
+	if err != nil {
+		return runtimeErrorf("%w", err).hint("run this as the user that runs the server, with the same --data or --config")
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	org, _, err := auth.EnsureOrg(ctx, db)
+	if err != nil {
+		return err
+	}
+	ids := make([]string, 0, len(projects))
+	for _, p := range projects {
+		if !sandbox.ValidID(sandbox.PrefixProject, p) {
+			found, err := db.ProjectByName(ctx, org.ID, p)
+			if errors.Is(err, store.ErrNotFound) {
+				return runtimeErrorf("there is no project %q", p).hint("make it first: crownest projects create %s", quoteWord(p))
+			}
+			if err != nil {
+				return fmt.Errorf("looking for project %q: %w", p, err)
+			}
+			p = found.ID
+		}
+		ids = append(ids, p)
+	}
+	secret, key, err := auth.CreateKey(ctx, db, auth.KeyParams{
+		OrgID: org.ID, Name: name, Scopes: scopes, ProjectIDs: ids, CreatedByUserID: org.OperatorUserID,
+	})
+	if err != nil {
+		return err
+	}
+	if !a.json {
+		return a.write(secret + "\n")
+	}
+	return a.value(map[string]any{"secret": secret, "apiKey": struct {
+		ID              string   `json:"id"`
+		OrgID           string   `json:"orgId"`
+		Name            string   `json:"name"`
+		Prefix          string   `json:"prefix"`
+		Last4           string   `json:"last4"`
+		ProjectIDs      []string `json:"projectIds,omitempty"`
+		Scopes          []string `json:"scopes"`
+		CreatedByUserID string   `json:"createdByUserId"`
+		CreatedAt       string   `json:"createdAt"`
+	}{
+		key.ID, key.OrgID, key.Name, key.Prefix, key.Last4, key.ProjectIDs, key.Scopes,
+		key.CreatedByUserID, key.CreatedAt.UTC().Format("2006-01-02T15:04:05.000Z"),
+	}})
+}
+
+func (a *app) templatesBuild() *cobra.Command {
+	var flags *operatorFlags
+	var fresh bool
+	c := &cobra.Command{
+		Use: "build [SLUG]...", Short: "Build template images on this machine",
+		Long: `Builds the named templates, or all of them, into the template directory. What is
+there already is left as it is: a second call does nothing. The servers on this
+machine use a new version for new sandboxes at once.`,
+		Example: `  crownest templates build
+  crownest templates build python node --template-dir /srv/templates`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, slugs []string) error {
+			cfg, err := flags.load()
+			if err != nil {
+				return err
+			}
+			return a.buildTemplates(cmd.Context(), cfg, slugs, fresh)
+		},
+	}
+	flags = newOperatorFlags(c)
+	c.Flags().String("template-dir", "", "directory of the template images")
+	c.Flags().BoolVar(&fresh, "fresh", false, "build a new version even if nothing changed, to take in newer packages")
+	return c
+}
+
+func (a *app) buildTemplates(ctx context.Context, cfg config.Config, slugs []string, fresh bool) error {
+	templates, err := server.OpenTemplates(cfg)
+	if err != nil {
+		return err
+	}
+	known := make([]string, 0, 4)
+	for _, e := range templates.Catalogue() {
+		known = append(known, e.Slug)
+	}
+	if len(slugs) == 0 {
+		slugs = known
+	}
+	for _, slug := range slugs {
+		if !slices.Contains(known, slug) {
+			return usageErrorf("there is no template %q", slug).hint("templates: %s", strings.Join(known, ", "))
+		}
+	}
+	rows := make([]json.RawMessage, 0, len(slugs))
+	for _, slug := range slugs {
+		status := "built"
+		upToDate, err := templates.UpToDate(slug)
+		if err != nil {
+			return err
+		}
+		build := templates.Build
+		if fresh {
+			build = templates.Rebuild
+		} else if upToDate {
+			status = "current"
+		}
+		view := newBuildView(a.Err, a.errTTY, slug)
+		v, err := build(ctx, slug, view.report)
+		view.end()
+		if err != nil {
+			return err
+		}
+		row, err := json.Marshal(struct {
+			Slug      string `json:"slug"`
+			ID        string `json:"id"`
+			Version   string `json:"version"`
+			Status    string `json:"status"`
+			SizeBytes int64  `json:"imageSizeBytes"`
+		}{slug, v.ID, v.Version, status, v.ImageSizeBytes})
+		if err != nil {
+			return err
+		}
+		rows = append(rows, row)
+	}
+	return a.list(rows, "slug", "id", "version", "status", "size=imageSizeBytes")
+}
+
+// buildView shows how a template's build goes: one line that changes on a
+// terminal, one line per phase elsewhere.
+type buildView struct {
+	w       io.Writer
+	tty     bool
+	slug    string
+	started time.Time
+	phase   string
+	drawn   time.Time
+	shown   bool
+}
+
+func newBuildView(w io.Writer, tty bool, slug string) *buildView {
+	return &buildView{w: w, tty: tty, slug: slug, started: time.Now()}
+}
+
+// report is called by one build, one call at a time.
+func (b *buildView) report(p template.Progress) {
+	elapsed := time.Since(b.started).Round(time.Second)
+	newPhase := p.Phase != b.phase
+	b.phase = p.Phase
+	if !b.tty {
+		if newPhase && p.Phase != template.PhaseDone {
+			fmt.Fprintf(b.w, "building %s: %s (%s)\n", b.slug, printable(p.Phase), elapsed)
+		}
+		return
+	}
+	if !newPhase && time.Since(b.drawn) < progressEvery {
+		return
+	}
+	b.drawn, b.shown = time.Now(), true
+	line := fmt.Sprintf("building %s  %s  %s", b.slug, elapsed, printable(p.Phase))
+	if p.Percent >= 0 {
+		line += fmt.Sprintf("  %.0f%%", p.Percent)
+	}
+	if p.Line != "" {
+		line += "  " + printable(p.Line)
+	}
+	const columns = 100
+	if runes := []rune(line); len(runes) > columns {
+		line = string(runes[:columns])
+	}
+	fmt.Fprintf(b.w, "\r%s\x1b[K", line)
+}
+
+func (b *buildView) end() {
+	if b.shown {
+		fmt.Fprint(b.w, "\r\x1b[K")
+	}
+}
+
+// refuseUnfitHost ends serve where the host cannot isolate: without isolation
+// there is no server.
+func (a *app) refuseUnfitHost(context.Context, config.Config) error {
+	if os.Geteuid() != 0 {
+		return runtimeErrorf("the server needs root to isolate sandboxes").hint("run it as root, for example as a systemd service; `crownest doctor` says more")
+	}
+	return nil
+}
