@@ -285,7 +285,6 @@ var codes = map[protocol.Reason]sandbox.Code{
 	protocol.ReasonDenied:       sandbox.CodeForbidden,
 	protocol.ReasonTooLarge:     sandbox.CodeFileTooLarge,
 	protocol.ReasonSize:         sandbox.CodeUploadSizeMismatch,
-	protocol.ReasonChecksum:     sandbox.CodeUploadChecksumMismatch,
 	protocol.ReasonQuota:        sandbox.CodeQuotaExceeded,
 }
 

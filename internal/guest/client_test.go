@@ -23,16 +23,45 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// rig is a real guest in this process and a session with it.
+// rig is a real guest and a session with it. The guest runs in this process, or in
+// gVisor if the environment names a runsc and a root file system: then the very
+// same tests show that the guest does inside what it does outside.
 type rig struct {
-	t         *testing.T
-	srv       *server.Server
-	root      string
+	t testing.TB
+	// serve connects the guest to a new connection.
+	serve func(t testing.TB) net.Conn
+	// workspace is the sandbox's /workspace as its own commands see it.
 	workspace string
+	inside    bool
 	*guest.Client
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t}
+	if runsc := os.Getenv("CROWNEST_GUEST_RUNSC"); runsc != "" {
+		r.inside, r.workspace = true, "/workspace"
+		r.serve = startSandbox(t, runsc, os.Getenv("CROWNEST_GUEST_ROOTFS"))
+	} else {
+		r.serve, r.workspace = startInProcess(t)
+	}
+	r.Client = r.connect()
+	return r
+}
+
+// connect makes a new session, which supersedes earlier ones.
+func (r *rig) connect() *guest.Client {
+	r.t.Helper()
+	c, err := guest.NewClient(r.ctx(), r.serve(r.t), guest.Options{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// startInProcess makes a guest that works as the sandbox user if this is root.
+func startInProcess(t testing.TB) (func(testing.TB) net.Conn, string) {
 	t.Helper()
 	root, err := os.MkdirTemp("", "guest")
 	if err != nil {
@@ -60,29 +89,19 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(srv.Close)
-	r := &rig{t: t, srv: srv, root: root, workspace: root + "/workspace"}
-	r.Client = r.connect()
-	return r
-}
-
-// connect makes a new session, which supersedes earlier ones.
-func (r *rig) connect() *guest.Client {
-	r.t.Helper()
-	host, inside := net.Pipe()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = r.srv.Serve(inside) // tells why the connection ended
-	}()
-	c, err := guest.NewClient(r.ctx(), host, guest.Options{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() {
-		_ = c.Close()
-		<-served
-	})
-	return c
+	return func(t testing.TB) net.Conn {
+		host, inside := net.Pipe()
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			_ = srv.Serve(inside) // tells why the connection ended
+		}()
+		t.Cleanup(func() {
+			_ = host.Close()
+			<-served
+		})
+		return host
+	}, root + "/workspace"
 }
 
 func (r *rig) ctx() context.Context {
@@ -93,7 +112,7 @@ func (r *rig) ctx() context.Context {
 
 // cgroupDir makes a directory in a cgroup v2 hierarchy of this machine, or returns
 // "" if there is none.
-func cgroupDir(t *testing.T) string {
+func cgroupDir(t testing.TB) string {
 	for _, base := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if _, err := os.Stat(base + "/cgroup.procs"); err != nil {
 			continue

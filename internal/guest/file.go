@@ -2,8 +2,11 @@ package guest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"path"
 	"strings"
@@ -231,7 +234,7 @@ func (c *Client) Write(ctx context.Context, w WriteRequest, r io.Reader) (sandbo
 		return sandbox.FileInfo{}, doing("write", err)
 	}
 	defer k.close()
-	if err := send(k, r, w.Max); err != nil {
+	if err := send(k, w, r); err != nil {
 		return sandbox.FileInfo{}, err
 	}
 	var f protocol.FileInfo
@@ -242,17 +245,29 @@ func (c *Client) Write(ctx context.Context, w WriteRequest, r io.Reader) (sandbo
 	return info, doing("write", err)
 }
 
-// send sends what r has, unless the guest has answered before. An error is r's
-// own: what ends the stream is told by the answer.
-func send(k *call, r io.Reader, limit int64) error {
+// send sends what r has, unless the guest has answered before, and verifies the
+// digest before the last frame, which commits the file. An error is r's own or the
+// digest's: what ends the stream otherwise is told by the answer.
+func send(k *call, w WriteRequest, r io.Reader) error {
 	buf := make([]byte, protocol.MaxChunk)
+	var digest hash.Hash
+	if w.SHA256 != "" {
+		digest = sha256.New()
+		r = io.TeeReader(r, digest)
+	}
 	// One byte more than allowed lets the guest see that it is too much.
-	r = io.LimitReader(r, limit+1)
+	r = io.LimitReader(r, w.Max+1)
+	var sent int64
 	for {
 		n, err := io.ReadFull(r, buf)
+		sent += int64(n)
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			_ = k.SendEnd(buf[:n])
+			whole := sent <= w.Max && (w.Size < 0 || sent == w.Size) // else the guest refuses it
+			if whole && digest != nil && !strings.EqualFold(hex.EncodeToString(digest.Sum(nil)), w.SHA256) {
+				return sandbox.NewError(sandbox.CodeUploadChecksumMismatch, "the bytes received do not have the declared SHA-256")
+			}
+			_ = k.SendEnd(buf[:n]) // the answer tells why it failed
 			return nil
 		case err != nil:
 			return fmt.Errorf("read what is to be written: %w", err)
@@ -266,7 +281,7 @@ func send(k *call, r io.Reader, limit int64) error {
 func writeMessage(w WriteRequest) *protocol.Write {
 	return &protocol.Write{
 		Operation: w.OperationID, Path: w.Path, Parents: w.CreateParents, Overwrite: w.Overwrite,
-		Size: max(w.Size, -1), SHA256: w.SHA256, Max: w.Max,
+		Size: max(w.Size, -1), Max: w.Max,
 	}
 }
 

@@ -129,7 +129,6 @@ const (
 	ReasonDenied       // forbidden, permission_denied
 	ReasonTooLarge     // file_too_large; Limit
 	ReasonSize         // upload_size_mismatch
-	ReasonChecksum     // upload_checksum_mismatch
 	ReasonQuota        // quota_exceeded; Detail names it
 	ReasonRefused      // nothing listens on the port
 	ReasonNoProcess    // the guest does not know the command
@@ -443,15 +442,14 @@ func (m *Move) decode(d *Decoder) {
 }
 
 // Write is the request of OpWrite and OpCheckWrite. For OpWrite the host sends the
-// bytes as data frames and an empty end; the guest may answer before that end, if
-// it refuses. The answer is a FileInfo; OpCheckWrite's has no result.
+// bytes as data frames and an end, which commits them; the guest may answer before
+// that, if it refuses. The answer is a FileInfo; OpCheckWrite's has no result.
 type Write struct {
 	Operation string
 	Path      string
 	Parents   bool
 	Overwrite bool
 	Size      int64
-	SHA256    string
 	Max       int64
 }
 
@@ -461,7 +459,6 @@ func (w *Write) encode(e *Encoder) {
 	e.bool(w.Parents)
 	e.bool(w.Overwrite)
 	e.int(w.Size)
-	e.str(w.SHA256)
 	e.int(w.Max)
 }
 
@@ -471,7 +468,6 @@ func (w *Write) decode(d *Decoder) {
 	w.Parents = d.bool()
 	w.Overwrite = d.bool()
 	w.Size = d.between(-1, 1<<62)
-	w.SHA256 = d.str(64)
 	w.Max = d.between(0, 1<<62)
 }
 

@@ -3,7 +3,6 @@
 package server
 
 import (
-	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -304,5 +303,15 @@ func randomID() string {
 		}
 		n += max(got, 0)
 	}
-	return hex.EncodeToString(id[:])
+	return toHex(id[:])
+}
+
+// toHex writes bytes in hex; encoding/hex would bring fmt with it.
+func toHex(b []byte) string {
+	const digits = "0123456789abcdef"
+	out := make([]byte, 0, 2*len(b))
+	for _, c := range b {
+		out = append(out, digits[c>>4], digits[c&15])
+	}
+	return string(out)
 }
