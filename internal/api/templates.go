@@ -23,7 +23,7 @@ func (s *Server) addTemplates() {
 		func(ctx context.Context, rq *request, p store.Page) (control.Page[control.Template], error) {
 			all, err := s.control.Templates(ctx, rq.call)
 			return pageOfTemplates(all, p), err
-		}, toTemplate, func(t control.Template) (time.Time, string) { return time.Time{}.UTC(), t.ID })
+		}, toTemplate, func(t control.Template) (time.Time, string) { return time.UnixMilli(0), t.ID })
 
 	query(s, operation{
 		id: "getTemplate", method: http.MethodGet, path: collection + "/{templateSlug}", tag: "Templates",
