@@ -290,9 +290,10 @@ async function* readEvents<T>(
   abort: AbortController,
   release: () => void,
 ): AsyncGenerator<T, void, undefined> {
-  const reader = response.body?.getReader();
   const parser = new EventParser();
+  let reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
   try {
+    reader = response.body?.getReader();
     if (reader === undefined) return;
     for (;;) {
       const { done, value } = await readOrTimeOut(reader);
