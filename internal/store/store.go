@@ -24,8 +24,8 @@ var (
 type Store interface {
 	Reader
 	// Update runs fn in one serializable read-write transaction. fn may run more
-	// than once; it must have no effects outside tx. An error from fn rolls back
-	// and is returned unchanged.
+	// than once; it must have no effects outside tx, and not call Update itself. An
+	// error from fn rolls back and is returned unchanged.
 	Update(ctx context.Context, fn func(tx Tx) error) error
 	Close() error
 }

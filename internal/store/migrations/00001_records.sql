@@ -57,8 +57,8 @@ CREATE TABLE sandboxes (
 CREATE INDEX sandboxes_newest ON sandboxes (org_id, created_at, id);
 CREATE INDEX sandboxes_project ON sandboxes (org_id, project_id, created_at, id);
 -- Everyday lists and timers touch active sandboxes only, however many ended ones
--- the table remembers.
-CREATE INDEX sandboxes_active ON sandboxes (org_id, created_at, id)
+-- the table remembers. It also holds what counting them needs.
+CREATE INDEX sandboxes_active ON sandboxes (created_at, id, org_id, project_id, status)
     WHERE status NOT IN ('destroyed', 'failed');
 
 -- One row for each metadata pair; pair is a digest of key and value, which keeps
@@ -104,7 +104,7 @@ CREATE TABLE commands (
     stderr             BYTEA NOT NULL
 );
 CREATE INDEX commands_newest ON commands (sandbox_id, created_at, id);
-CREATE INDEX commands_active ON commands (sandbox_id)
+CREATE INDEX commands_active ON commands (sandbox_id, created_at, id)
     WHERE status IN ('queued', 'starting', 'running');
 CREATE INDEX commands_retained ON commands (finished_at)
     WHERE log_dropped = 0 AND finished_at > 0;
@@ -179,9 +179,9 @@ CREATE TABLE audit_events (
     PRIMARY KEY (org_id, seq)
 );
 CREATE INDEX audit_events_newest ON audit_events (org_id, created_at, id);
-CREATE INDEX audit_events_resource ON audit_events (org_id, resource_id, created_at, id);
-CREATE INDEX audit_events_action ON audit_events (org_id, action, created_at, id);
-CREATE INDEX audit_events_actor ON audit_events (org_id, actor_id, created_at, id);
+CREATE INDEX audit_events_resource ON audit_events (resource_id, created_at, id);
+CREATE INDEX audit_events_action ON audit_events (action, created_at, id);
+CREATE INDEX audit_events_actor ON audit_events (actor_id, created_at, id);
 
 -- The last link of each chain: whoever appends takes this row first.
 CREATE TABLE audit_heads (

@@ -90,7 +90,7 @@ func sqliteURL(path string, q url.Values) string {
 		// the checkpoint fsyncs, so a power loss costs the last commits at most.
 		"synchronous(NORMAL)",
 		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages),
-		"cache_size(-16384)",
+		"cache_size(-8192)", // KiB, for each connection
 		"temp_store(MEMORY)",
 	)
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
