@@ -293,11 +293,24 @@ func (d *Driver) adopt(id string) {
 		return
 	}
 	in.sentry, in.state = sentry, stateClaimed
-	if in.gofer, err = watch(m.Gofer); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if in.gofer, err = watch(m.Gofer); err != nil {
 		d.log.Warn("cannot watch the gofer of a sandbox", "instance", id, "err", err)
+		in.gofer = nil
 	}
 	in.outdated = m.RuntimeVersion != d.version
+	if in.mould, err = watch(m.Mould); err != nil {
+		d.log.Warn("cannot watch the first stub of a sandbox", "instance", id, "err", err)
+		in.mould = nil
+	}
+	d.watch(in)
+}
+
+// watch waits for the end of an instance in the background.
+func (d *Driver) watch(in *instance) {
 	d.tasks.Go(func() { d.watchExit(in) })
+	if in.mould != nil {
+		d.tasks.Go(func() { d.watchMould(in) })
+	}
 }
 
 // removeOldGuests removes guest binaries that no instance uses any more.

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,9 +36,12 @@ type instance struct {
 	dir           string
 	group         *cgroup.Group
 	sentry, gofer *watched // nil if not running
+	mould         *watched // the stub that all others are copies of
 	launcher      int      // the process group of the launcher, if this process launched it
 	cancelLaunch  context.CancelFunc
 
+	pool     *pool // nil if adopted
+	urgent   bool  // somebody waits for this launch
 	state    state
 	claimed  bool
 	outdated bool
@@ -76,11 +81,14 @@ func (in *instance) closeHandles() {
 	if in.gofer != nil {
 		in.gofer.close()
 	}
+	if in.mould != nil {
+		in.mould.close()
+	}
 }
 
 // launch makes an instance run that is registered and described, and returns when
 // it has passed the Ready hook. After an error the caller destroys what there is.
-func (d *Driver) launch(ctx context.Context, in *instance, weight int) error {
+func (d *Driver) launch(ctx context.Context, in *instance) error {
 	if _, err := os.Stat(in.ImagePath); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrNoImage, err)
 	}
@@ -98,7 +106,7 @@ func (d *Driver) launch(ctx context.Context, in *instance, weight int) error {
 	if err := in.group.Create(limits); err != nil {
 		return err
 	}
-	if err := in.group.SetWeight(weight); err != nil {
+	if err := d.yield(in); err != nil {
 		return err
 	}
 	conn, err := d.start(ctx, in)
@@ -111,6 +119,26 @@ func (d *Driver) launch(ctx context.Context, in *instance, weight int) error {
 		return fmt.Errorf("waiting for the guest: %w", err)
 	}
 	return in.group.SetWeight(cgroup.WeightNormal)
+}
+
+// yield lets a launch for which nobody waits give way to the sandboxes at work.
+func (d *Driver) yield(in *instance) error {
+	if d.isUrgent(in) {
+		return nil
+	}
+	if err := in.group.SetWeight(cgroup.WeightLow); err != nil {
+		return err
+	}
+	if d.isUrgent(in) { // since a moment ago
+		return in.group.SetWeight(cgroup.WeightNormal)
+	}
+	return nil
+}
+
+func (d *Driver) isUrgent(in *instance) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return in.urgent
 }
 
 // start runs the launcher and writes down what it started.
@@ -156,12 +184,54 @@ func (d *Driver) start(ctx context.Context, in *instance) (_ *pipeConn, err erro
 	d.mu.Lock()
 	in.sentry, in.gofer = sentry, gofer
 	in.Sentry, in.Gofer, in.ControlSocket = sentry.process, gofer.process, res.ControlSocket
-	m := in.meta
 	d.mu.Unlock()
-	if err := writeMeta(in.dir, m); err != nil {
+	if err := in.shieldGuest(); err != nil {
+		return nil, err
+	}
+	in.Mould = in.mould.process
+	if err := writeMeta(in.dir, in.meta); err != nil {
 		return nil, err
 	}
 	return conn, nil
+}
+
+// guestOOMScore is between that of the sentry and that of other programs.
+const guestOOMScore = 300
+
+// shieldGuest makes the guest a less likely victim than the programs it will
+// start, for when many small ones use up the memory together. On the host a
+// program is a stub process of the sentry. The first stub is the mould of all
+// others, which inherit its score; the second belongs to the first program: the
+// guest.
+func (in *instance) shieldGuest() error {
+	stubs, err := in.stubs()
+	if err == nil && len(stubs) < 2 {
+		err = fmt.Errorf("found %d stubs", len(stubs))
+	}
+	if err == nil {
+		path := fmt.Sprintf("/proc/%d/oom_score_adj", stubs[1])
+		err = os.WriteFile(path, []byte(strconv.Itoa(guestOOMScore)), 0)
+	}
+	if err == nil {
+		in.mould, err = watchPID(stubs[0])
+	}
+	if err != nil {
+		return fmt.Errorf("shielding the guest: %w", err)
+	}
+	return nil
+}
+
+// stubs returns the stub processes of the sentry in the order of their making.
+func (in *instance) stubs() ([]int, error) {
+	pids, err := in.group.Pids()
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(pids)
+	return slices.DeleteFunc(pids, func(pid int) bool {
+		parent, err := parentOf(pid)
+		return err != nil || parent != in.Sentry.PID
+	}), nil
 }
 
 // destroy ends and removes all of an instance; the record goes last. It may be
@@ -271,6 +341,20 @@ func (d *Driver) finishRelease(in *instance, r *release) {
 	}
 	d.mu.Unlock()
 	close(r.done)
+}
+
+// watchMould ends a sandbox that has lost its mould, which happens when memory
+// runs out so fast that the kernel kills all it can: no program could be started
+// any more, and an end is clearer than that.
+func (d *Driver) watchMould(in *instance) {
+	if err := in.mould.wait(); err != nil {
+		return // no longer watched
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, releaseTimeout)
+	defer cancel()
+	if err := in.sentry.kill(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
+		d.log.Warn("cannot end a broken sandbox", "instance", in.ID, "err", err)
+	}
 }
 
 // watchExit waits for the end of an instance that nobody asked for.

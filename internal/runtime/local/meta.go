@@ -23,6 +23,7 @@ type meta struct {
 	RuntimeVersion string            `json:"runtimeVersion"`
 	Sentry         process           `json:"sentry"`
 	Gofer          process           `json:"gofer"`
+	Mould          process           `json:"mould"`
 	ControlSocket  string            `json:"controlSocket,omitempty"`
 	GuestDir       string            `json:"guestDir"`
 }

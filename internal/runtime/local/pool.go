@@ -77,7 +77,12 @@ func (d *Driver) Acquire(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	p.waiters = append(p.waiters, w)
 	d.waiting++
 	d.schedule()
+	hurried := d.hurry(p)
 	d.mu.Unlock()
+	for _, in := range hurried {
+		// It may not have its cgroup yet; then the launch sees that it is urgent.
+		_ = in.group.SetWeight(cgroup.WeightNormal)
+	}
 
 	select {
 	case a := <-w.got:
@@ -100,6 +105,32 @@ func (d *Driver) Acquire(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	}
 	d.schedule()
 	return runtime.Instance{}, fmt.Errorf("acquiring an instance: %w", ctx.Err())
+}
+
+// hurry makes launches urgent that began in the background and for which somebody
+// waits by now. The caller holds mu and gives the returned ones their weight.
+func (d *Driver) hurry(p *pool) (hurried []*instance) {
+	urgent := 0
+	var rest []*instance
+	for _, in := range d.instances {
+		if in.state != stateLaunching || in.pool != p {
+			continue
+		}
+		if in.urgent {
+			urgent++
+		} else {
+			rest = append(rest, in)
+		}
+	}
+	for _, in := range rest {
+		if urgent >= len(p.waiters) {
+			break
+		}
+		in.urgent = true
+		urgent++
+		hurried = append(hurried, in)
+	}
+	return hurried
 }
 
 // claim gives an instance away. The caller holds mu.
@@ -186,9 +217,9 @@ func (d *Driver) trim(p *pool) {
 
 // unpool takes an instance out of its pool. The caller holds mu.
 func (d *Driver) unpool(in *instance) {
-	if p := d.pools[poolKey{in.ImageID, in.Resources}]; p != nil && in.state == stateIdle {
-		if i := slices.Index(p.idle, in); i >= 0 {
-			p.idle = slices.Delete(p.idle, i, i+1)
+	if in.state == stateIdle {
+		if i := slices.Index(in.pool.idle, in); i >= 0 {
+			in.pool.idle = slices.Delete(in.pool.idle, i, i+1)
 		}
 	}
 }
@@ -225,11 +256,12 @@ func (d *Driver) shrinkPools() {
 // only when nobody waits to fill pools. The caller holds mu.
 func (d *Driver) schedule() {
 	for !d.closed && d.launching < d.opts.Parallel {
-		p, weight := d.next()
+		p, urgent := d.next()
 		if p == nil {
 			return
 		}
 		in := d.newInstance(newID())
+		in.pool, in.urgent = p, urgent
 		in.meta = meta{
 			ID: in.ID, ImageID: p.spec.ImageID, ImagePath: p.spec.ImagePath, Resources: p.spec.Resources,
 			CreatedAt: time.Now().UTC(), BootID: d.bootID, RuntimeVersion: d.version, GuestDir: d.guestDir,
@@ -241,21 +273,21 @@ func (d *Driver) schedule() {
 		p.launching++
 		d.tasks.Go(func() {
 			defer cancel()
-			err := d.launch(ctx, in, weight)
+			err := d.launch(ctx, in)
 			d.launched(p, in, err)
 		})
 	}
 }
 
 // next says what to launch next. The caller holds mu.
-func (d *Driver) next() (*pool, int) {
+func (d *Driver) next() (_ *pool, urgent bool) {
 	for _, p := range d.pools {
 		if len(p.waiters) > p.launching {
-			return p, cgroup.WeightNormal
+			return p, true
 		}
 	}
 	if d.waiting > 0 || len(d.instances) >= d.capacity {
-		return nil, 0
+		return nil, false
 	}
 	var best *pool
 	now := time.Now()
@@ -267,7 +299,7 @@ func (d *Driver) next() (*pool, int) {
 			}
 		}
 	}
-	return best, cgroup.WeightLow
+	return best, false
 }
 
 // launched takes in the outcome of a launch.
@@ -298,7 +330,7 @@ func (d *Driver) launched(p *pool, in *instance, err error) {
 		d.beginRelease(in)
 	case err == nil:
 		p.failures, p.notBefore = 0, time.Time{}
-		d.tasks.Go(func() { d.watchExit(in) })
+		d.watch(in)
 		d.offer(p, in)
 	case len(p.waiters) > 0:
 		w := p.waiters[0]

@@ -21,21 +21,37 @@ type process struct {
 
 // startTime returns the start of a process in clock ticks after boot.
 func startTime(pid int) (uint64, error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	fields, err := statFields(pid)
 	if err != nil {
-		return 0, fmt.Errorf("process %d: %w", pid, err)
-	}
-	// The name, in parentheses, may hold anything.
-	_, rest, ok := bytes.Cut(raw[bytes.LastIndexByte(raw, ')')+1:], []byte(" "))
-	fields := strings.Fields(string(rest))
-	if !ok || len(fields) < 20 {
-		return 0, fmt.Errorf("process %d: unreadable state", pid)
+		return 0, err
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}
 	return start, nil
+}
+
+func parentOf(pid int) (int, error) {
+	fields, err := statFields(pid)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(fields[1])
+}
+
+// statFields returns what the kernel tells of a process after its name.
+func statFields(pid int) ([]string, error) {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	// The name, in parentheses, may hold anything.
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("process %d: unreadable state", pid)
+	}
+	return fields, nil
 }
 
 // watched is an open handle of a process that may be anybody's child.

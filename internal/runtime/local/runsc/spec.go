@@ -32,6 +32,7 @@ var guestCapabilities = []string{
 // spec describes the sandbox in OCI's words.
 func (r *LaunchRequest) spec(netns string) *specs.Spec {
 	tmp, shm := tmpfsSizes(r.Resources)
+	sentryOOMScore := 0
 	return &specs.Spec{
 		Version:  "1.0.0",
 		Hostname: "sandbox",
@@ -41,6 +42,7 @@ func (r *LaunchRequest) spec(netns string) *specs.Spec {
 			Env:             []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 			Cwd:             "/",
 			NoNewPrivileges: true,
+			OOMScoreAdj:     &sentryOOMScore,
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding: guestCapabilities, Effective: guestCapabilities, Permitted: guestCapabilities,
 			},

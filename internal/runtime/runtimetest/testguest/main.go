@@ -5,12 +5,15 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"crownest.dev/crownest/internal/runtime/runtimetest/lineguest"
 )
@@ -111,8 +114,41 @@ func handle(words []string) string {
 	case "hog": // hog BYTES: how a process ends that uses so much memory
 		err := exec.Command("/proc/self/exe", "hog", words[1]).Run()
 		return fmt.Sprint(err)
+	case "swarm": // swarm N BYTES: the same for N processes that wait for each other
+		return swarm(words[1], words[2])
 	}
 	return "unknown request"
+}
+
+func swarm(count, bytes string) string {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err.Error()
+	}
+	ends := map[string]int{}
+	var cmds []*exec.Cmd
+	var release []io.Closer
+	for range n {
+		cmd := exec.Command("/proc/self/exe", "hog", bytes)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			return err.Error()
+		}
+		if err := cmd.Start(); err != nil {
+			ends[err.Error()]++
+			continue
+		}
+		cmds, release = append(cmds, cmd), append(release, in)
+	}
+	// Those that live keep what they have until each has had its chance.
+	time.Sleep(3 * time.Second)
+	for _, r := range release {
+		r.Close()
+	}
+	for _, cmd := range cmds {
+		ends[fmt.Sprint(cmd.Wait())]++
+	}
+	return fmt.Sprint(ends)
 }
 
 func fill(path, limit string) string {
@@ -150,6 +186,7 @@ func hog(bytes string) error {
 		}
 		kept = append(kept, b)
 	}
-	fmt.Println(len(kept))
-	return nil
+	_, err = io.Copy(io.Discard, os.Stdin) // keep it for as long as the caller wants
+	runtime.KeepAlive(kept)
+	return err
 }
