@@ -23,13 +23,18 @@ import (
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"golang.org/x/sys/unix"
 )
 
 const (
 	remedy       = "PostgreSQL is not installed: run `make deps`, or `apt-get install postgresql`"
 	binaries     = "/usr/lib/postgresql/*/bin"
 	startTimeout = 60 * time.Second
-	port         = "5432" // only names the socket
+	// A short path: the name of a socket is bounded.
+	scratch     = "/tmp"
+	scratchName = "crownest-pgtest-"
+	lockName    = "lock"
+	port        = "5432" // only names the socket
 )
 
 // server is the one server of this test binary, started by the first test that
@@ -40,6 +45,7 @@ var server struct {
 	dir     string
 	cmd     *exec.Cmd
 	exited  chan error
+	lock    *os.File // held as long as this process lives
 	counter int
 	mu      sync.Mutex
 }
@@ -102,8 +108,10 @@ func start() (err error) {
 	if err != nil {
 		return err
 	}
-	// A short path: the name of a socket is bounded.
-	if server.dir, err = os.MkdirTemp("/tmp", "pgtest"); err != nil {
+	if err := sweep(); err != nil {
+		return err
+	}
+	if server.dir, err = os.MkdirTemp(scratch, scratchName); err != nil {
 		return err
 	}
 	defer func() {
@@ -111,6 +119,9 @@ func start() (err error) {
 			stop()
 		}
 	}()
+	if err := claim(); err != nil {
+		return err
+	}
 	if who != nil {
 		if err := os.Chown(server.dir, int(who.Uid), int(who.Gid)); err != nil {
 			return err
@@ -137,6 +148,41 @@ func start() (err error) {
 	server.exited = make(chan error, 1)
 	go func() { server.exited <- server.cmd.Wait() }()
 	return waitReady()
+}
+
+// claim locks the directory of the server. The lock is taken before its file gets
+// the name that sweep looks for.
+func claim() (err error) {
+	fresh := filepath.Join(server.dir, lockName+".new")
+	if server.lock, err = os.Create(fresh); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(server.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("locking %s: %w", fresh, err)
+	}
+	return os.Rename(fresh, filepath.Join(server.dir, lockName))
+}
+
+// sweep removes the directories of test binaries that were killed. Their servers
+// ended with them.
+func sweep() error {
+	locks, err := filepath.Glob(filepath.Join(scratch, scratchName+"*", lockName))
+	if err != nil {
+		return err
+	}
+	for _, path := range locks {
+		lock, err := os.Open(path)
+		if err != nil {
+			continue // another one swept it
+		}
+		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = os.RemoveAll(filepath.Dir(path))
+		}
+		if err := errors.Join(err, lock.Close()); err != nil {
+			return fmt.Errorf("removing what a killed test left: %w", err)
+		}
+	}
+	return nil
 }
 
 // waitReady returns once the server answers.
@@ -180,6 +226,9 @@ func stop() {
 	}
 	if server.dir != "" {
 		_ = os.RemoveAll(server.dir)
+	}
+	if server.lock != nil {
+		_ = server.lock.Close()
 	}
 }
 

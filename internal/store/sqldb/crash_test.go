@@ -11,12 +11,17 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/pressly/goose/v3"
+
 	"crownest.dev/crownest/internal/audit"
+	"crownest.dev/crownest/internal/auth"
 	"crownest.dev/crownest/internal/sandbox"
 	"crownest.dev/crownest/internal/store"
+	"crownest.dev/crownest/internal/store/migrations"
 	"crownest.dev/crownest/internal/store/pgtest"
 	"crownest.dev/crownest/internal/store/sqldb"
 )
@@ -96,6 +101,7 @@ func TestKill(t *testing.T) {
 				child := exec.Command(os.Args[0])
 				child.Env = append(os.Environ(), crashDSN+"="+dsn)
 				child.Stderr = os.Stderr
+				child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 				out, err := child.StdoutPipe()
 				if err != nil {
 					t.Fatal(err)
@@ -264,6 +270,39 @@ func TestUseAfterClose(t *testing.T) {
 			}
 			if err := db.Update(t.Context(), func(store.Tx) error { return nil }); err == nil {
 				t.Error("wrote after Close")
+			}
+		})
+	}
+}
+
+// TestMigrateBack takes the schema back to nothing and brings it up again.
+func TestMigrateBack(t *testing.T) {
+	for _, e := range engines {
+		t.Run(e.name, func(t *testing.T) {
+			dsn := e.fresh(t)
+			if err := open(t, dsn).Close(); err != nil {
+				t.Fatal(err)
+			}
+			raw, err := sql.Open(e.driver, dsn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dialect := map[string]goose.Dialect{"sqlite": goose.DialectSQLite3, "pgx": goose.DialectPostgres}[e.driver]
+			p, err := goose.NewProvider(dialect, raw, migrations.FS, goose.WithLogger(goose.NopLogger()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.DownTo(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := raw.Exec(`SELECT * FROM orgs`); err == nil {
+				t.Error("a table is left")
+			}
+			if err := raw.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := auth.EnsureOrg(t.Context(), open(t, dsn)); err != nil {
+				t.Error(err)
 			}
 		})
 	}
