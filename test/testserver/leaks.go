@@ -249,3 +249,20 @@ func (s *Server) Destroy() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Groups lists the cgroup directories of the single sandboxes, those of one
+// controller on cgroup v1.
+func (s *Server) Groups(controller string) ([]string, error) {
+	dirs, err := s.cgroups()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(dirs, func(dir string) bool {
+		parent := filepath.Dir(dir)
+		if filepath.Base(parent) != s.group() {
+			return true
+		}
+		mount := filepath.Dir(parent)
+		return mount != "/sys/fs/cgroup" && !slices.Contains(strings.Split(filepath.Base(mount), ","), controller)
+	}), nil
+}
