@@ -141,6 +141,18 @@ func (h *Hierarchy) Missing() []string {
 	return missing
 }
 
+// Probe makes a group and removes it again, to see whether that is allowed.
+func (h *Hierarchy) Probe() error {
+	p := &Parent{h: h, name: "crownest-probe-" + strconv.Itoa(os.Getpid())}
+	g := &Group{p: p}
+	for _, dir := range g.Dirs() {
+		if err := mkdir(dir); err != nil {
+			return errors.Join(err, g.rmdir())
+		}
+	}
+	return g.rmdir()
+}
+
 // Parent is the group that holds the groups of all sandboxes of one server.
 type Parent struct {
 	h    *Hierarchy
