@@ -35,7 +35,7 @@ test: deps build ## run the whole test suite, each step timed
 	@tools/test.sh
 
 bench: deps build ## run the benchmarks with the peers in the same run
-	@tools/as-root.sh env CROWNEST_BIN="$(CURDIR)/bin/crownest" go run ./bench
+	@CGO_ENABLED=0 CROWNEST_BIN="$(CURDIR)/bin/crownest" go run -trimpath -exec "$(CURDIR)/tools/as-root.sh" ./bench
 
 demo: deps build ## the main job from end to end, on real isolation
 	@tools/as-root.sh tools/demo.sh

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs a command as root: directly, or through sudo with the caller's PATH and
-# Go settings, since sudo keeps neither.
+# settings, which sudo does not keep. Building is not for it: files of root in the
+# caller's Go cache would be in the way later. go test and go run take it as -exec.
 set -eu
 if [ "$(id -u)" -eq 0 ]; then
 	exec "$@"
@@ -10,9 +11,7 @@ if ! command -v sudo >/dev/null; then
 	exit 1
 fi
 keep=(PATH="$PATH")
-for name in $(compgen -e | grep -E '^(CROWNEST_|GO|CGO_|npm_config_|PIP_|https?_proxy$|no_proxy$|HTTPS?_PROXY$|NO_PROXY$)'); do
+for name in $(compgen -e | grep -E '^(CROWNEST_|npm_config_|PIP_|https?_proxy$|no_proxy$|HTTPS?_PROXY$|NO_PROXY$)'); do
 	keep+=("$name=${!name}")
 done
-# Root shares the caller's Go caches, or everything would be built a second time.
-keep+=(GOCACHE="$(go env GOCACHE)" GOMODCACHE="$(go env GOMODCACHE)")
 exec sudo env "${keep[@]}" "$@"
