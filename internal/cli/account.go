@@ -50,8 +50,8 @@ you can read. Nothing is sent anywhere.`,
 			}{"saved", path, firstNonEmpty(next.APIURL, crownest.DefaultBaseURL)})
 		},
 	}
-	c.Flags().StringVar(&key, "api-key", "", "API key to save (default: CROWNEST_API_KEY)")
-	c.Flags().StringVar(&url, "api-url", "", "URL of the server (default: CROWNEST_API_URL, then what was saved before)")
+	c.Flags().StringVar(&key, "api-key", "", "`KEY` to save (default: CROWNEST_API_KEY)")
+	c.Flags().StringVar(&url, "api-url", "", "`URL` of the server (default: CROWNEST_API_URL, then what was saved before)")
 	return c
 }
 
@@ -92,13 +92,13 @@ func (a *app) projectsCommand() *cobra.Command {
 }
 
 func idempotencyFlag(c *cobra.Command, key *string) {
-	c.Flags().StringVar(key, "idempotency-key", "", "repeating a call with the same key does nothing twice (default: random)")
+	c.Flags().StringVar(key, "idempotency-key", "", "repeating a call with the same `KEY` does nothing twice (default: random)")
 }
 
 func (a *app) keysCommand() *cobra.Command {
 	var apiURL string
 	urlFlag := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVar(&apiURL, "api-url", "", "URL of the server (default: CROWNEST_API_URL, then "+localURL+")")
+		c.Flags().StringVar(&apiURL, "api-url", "", "`URL` of the server (default: CROWNEST_API_URL, then "+localURL+")")
 		return c
 	}
 	const who = `
@@ -131,9 +131,9 @@ Elsewhere, use "crownest admin keys create" on the server machine.`
 			return a.write(created.Secret + "\n")
 		},
 	})
-	create.Flags().StringVar(&name, "name", "CLI key", "name of the key")
-	create.Flags().StringArrayVar(&projects, "project", nil, "id of a project that the key is restricted to (repeatable)")
-	create.Flags().StringArrayVar(&scopes, "scope", nil, "scope of the key (repeatable; default: the scopes of everyday work)")
+	create.Flags().StringVar(&name, "name", "CLI key", "`NAME` of the key")
+	create.Flags().StringArrayVar(&projects, "project", nil, "`ID` of a project that the key is restricted to (repeatable)")
+	create.Flags().StringArrayVar(&scopes, "scope", nil, "`SCOPE` of the key (repeatable; default: the scopes of everyday work)")
 
 	list := urlFlag(&cobra.Command{
 		Use: "list", Short: "List API keys, without their secrets", Args: args(0, 0),
@@ -277,13 +277,13 @@ func (a *app) auditCommand() *cobra.Command {
 		},
 	}
 	f := list.Flags()
-	f.StringVar(&p.Action, "action", "", "only this action, such as sandbox.create")
-	f.StringVar(&p.ActorID, "actor", "", "only what this actor did")
-	f.StringVar(&p.ResourceID, "resource", "", "only what was done to this resource")
-	f.StringVar(&p.ProjectID, "project", "", "only this project")
-	f.StringVar(&since, "since", "", "not before this time (RFC 3339)")
-	f.StringVar(&until, "until", "", "before this time (RFC 3339)")
-	f.IntVar(&limit, "limit", 100, "at most this many")
+	f.StringVar(&p.Action, "action", "", "only this `ACTION`, such as sandbox.create")
+	f.StringVar(&p.ActorID, "actor", "", "only what the actor with this `ID` did")
+	f.StringVar(&p.ResourceID, "resource", "", "only what was done to the resource with this `ID`")
+	f.StringVar(&p.ProjectID, "project", "", "only the project with this `ID`")
+	f.StringVar(&since, "since", "", "not before this `TIME` (RFC 3339)")
+	f.StringVar(&until, "until", "", "before this `TIME` (RFC 3339)")
+	f.IntVar(&limit, "limit", 100, "at most `N`")
 
 	verify := &cobra.Command{
 		Use: "verify", Short: "Check that no audit event was changed or removed", Args: args(0, 0),

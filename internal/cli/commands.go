@@ -100,12 +100,12 @@ pipe or a loop, give a shell: -- bash -c 'seq 3 | tac'.`,
 		},
 	}
 	f := c.Flags()
-	f.StringArrayVar(&collect, "collect", nil, "file to keep as an artifact (repeatable)")
-	f.StringArrayVar(&collectAs, "collect-as", nil, "NAME=PATH: file to keep under another name (repeatable)")
-	f.StringVar(&o.CollectOn, "collect-on", "", "when to collect: success (default) or always")
-	f.StringVar(&o.Cwd, "cwd", "", "directory to run in (default /workspace)")
-	f.StringArrayVar(&env, "env", nil, "NAME=VALUE, or NAME alone for the local value (repeatable)")
-	f.Int64Var(&o.TimeoutMs, "timeout-ms", 0, "time limit in milliseconds (default 60000)")
+	f.StringArrayVar(&collect, "collect", nil, "`PATH` of a file to keep as an artifact (repeatable)")
+	f.StringArrayVar(&collectAs, "collect-as", nil, "`NAME=PATH`: file to keep under another name (repeatable)")
+	f.StringVar(&o.CollectOn, "collect-on", "", "`WHEN` to collect: success (default) or always")
+	f.StringVar(&o.Cwd, "cwd", "", "`DIR` to run in (default /workspace)")
+	f.StringArrayVar(&env, "env", nil, "`NAME=VALUE`, or NAME alone for the local value (repeatable)")
+	f.Int64Var(&o.TimeoutMs, "timeout-ms", 0, "time limit in `MS`, milliseconds (default 60000)")
 	idempotencyFlag(c, &o.IdempotencyKey)
 	return c
 }
@@ -251,9 +251,9 @@ with "crownest commands get", end it with "crownest commands cancel".`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Cwd, "cwd", "", "directory to run in (default /workspace)")
-	f.StringArrayVar(&env, "env", nil, "NAME=VALUE, or NAME alone for the local value (repeatable)")
-	f.Int64Var(&o.TimeoutMs, "timeout-ms", 0, "time limit in milliseconds (default: the end of the sandbox)")
+	f.StringVar(&o.Cwd, "cwd", "", "`DIR` to run in (default /workspace)")
+	f.StringArrayVar(&env, "env", nil, "`NAME=VALUE`, or NAME alone for the local value (repeatable)")
+	f.Int64Var(&o.TimeoutMs, "timeout-ms", 0, "time limit in `MS`, milliseconds (default: the end of the sandbox)")
 	idempotencyFlag(c, &o.IdempotencyKey)
 	return c
 }
@@ -364,11 +364,11 @@ bytes to a file instead.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&commandID, "command", "", "id of the command, where the argument is a sandbox")
-	f.Int64Var(&afterSeq, "after-seq", 0, "only chunks behind this seq (default: from the oldest retained one)")
-	f.StringVar(&stream, "stream", "both", "both, stdout or stderr")
+	f.StringVar(&commandID, "command", "", "`COMMAND_ID`, where the argument is a sandbox")
+	f.Int64Var(&afterSeq, "after-seq", 0, "only chunks behind this `SEQ` (default: from the oldest retained one)")
+	f.StringVar(&stream, "stream", "both", "`STREAM` to print: both, stdout or stderr")
 	f.BoolVar(&noFollow, "no-follow", false, "stop at what is there now")
-	f.StringVarP(&output, "output", "o", "", "save the exact bytes to this file")
+	f.StringVarP(&output, "output", "o", "", "save the exact bytes to this `FILE`")
 	return c
 }
 

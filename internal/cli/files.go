@@ -65,7 +65,7 @@ envelope: as text, or in base64 where it is not text (see "encoding").`,
 			return a.write(string(b))
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "", "save to this file or directory, of any size")
+	c.Flags().StringVarP(&output, "output", "o", "", "save to this `FILE` or directory, of any size")
 	return c
 }
 
@@ -166,7 +166,7 @@ checksum is right.`,
 			return a.record(f)
 		},
 	}
-	c.Flags().StringVar(&to, "to", "", "remote path")
+	c.Flags().StringVar(&to, "to", "", "remote `PATH`")
 	c.Flags().BoolVar(&createParents, "create-parents", false, "make missing parent directories")
 	c.Flags().BoolVar(&overwrite, "overwrite", true, "replace a file that is there; --overwrite=false fails instead")
 	return c
@@ -367,7 +367,7 @@ func (a *app) artifactsCreate() *cobra.Command {
 			return a.record(artifact)
 		},
 	}
-	c.Flags().StringVar(&p.Name, "name", "", "name of the artifact (default: the last element of PATH)")
+	c.Flags().StringVar(&p.Name, "name", "", "`NAME` of the artifact (default: the last element of PATH)")
 	idempotencyFlag(c, &p.IdempotencyKey)
 	return c
 }
@@ -431,7 +431,7 @@ func (a *app) artifactsDownload() *cobra.Command {
 			return a.fetchArtifact(cmd.Context(), client, words[0], output)
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "", "file or directory to save to")
+	c.Flags().StringVarP(&output, "output", "o", "", "`FILE` or directory to save to")
 	return c
 }
 

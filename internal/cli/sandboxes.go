@@ -48,13 +48,13 @@ func (a *app) sandboxesCreate() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&p.ProjectID, "project", "", "id of the project (default: the organisation's default project)")
-	f.StringVar(&p.Template, "template", "", "template: base, python, node or python-node (default)")
-	f.StringVar(&p.TemplateVersionID, "template-version", "", "id of one version of the template")
-	f.Int64Var(&p.TTLMs, "ttl-ms", 0, "time to live in milliseconds (default 3600000)")
-	f.StringArrayVar(&metadata, "metadata", nil, "KEY=VALUE to find the sandbox by (repeatable)")
-	f.StringVar(&egress, "network", "", "what the sandbox may reach: none, allowlist or internet")
-	f.StringArrayVar(&allow, "allow", nil, "host, *.domain, address or CIDR, with optional :port (repeatable)")
+	f.StringVar(&p.ProjectID, "project", "", "`ID` of the project (default: the organisation's default project)")
+	f.StringVar(&p.Template, "template", "", "template `SLUG`: base, python, node or python-node (default)")
+	f.StringVar(&p.TemplateVersionID, "template-version", "", "`ID` of one version of the template")
+	f.Int64Var(&p.TTLMs, "ttl-ms", 0, "time to live in `MS`, milliseconds (default 3600000)")
+	f.StringArrayVar(&metadata, "metadata", nil, "`KEY=VALUE` to find the sandbox by (repeatable)")
+	f.StringVar(&egress, "network", "", "`POLICY` for what the sandbox may reach: none, allowlist or internet")
+	f.StringArrayVar(&allow, "allow", nil, "`HOST`, *.domain, address or CIDR, with optional :port (repeatable)")
 	idempotencyFlag(c, &p.IdempotencyKey)
 	return c
 }
@@ -83,8 +83,8 @@ func (a *app) sandboxesList() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&p.ProjectID, "project", "", "only this project")
-	f.StringArrayVar(&metadata, "metadata", nil, "only sandboxes with KEY=VALUE (repeatable)")
+	f.StringVar(&p.ProjectID, "project", "", "only the project with this `ID`")
+	f.StringArrayVar(&metadata, "metadata", nil, "only sandboxes with `KEY=VALUE` (repeatable)")
 	f.BoolVar(&p.Historical, "historical", false, "also destroyed and failed sandboxes")
 	return c
 }
@@ -130,7 +130,7 @@ func (a *app) sandboxesExtend() *cobra.Command {
 			return a.record(sb)
 		},
 	}
-	c.Flags().Int64Var(&p.TTLMs, "ttl-ms", 0, "new time to live in milliseconds")
+	c.Flags().Int64Var(&p.TTLMs, "ttl-ms", 0, "new time to live in `MS`, milliseconds")
 	idempotencyFlag(c, &p.IdempotencyKey)
 	return c
 }

@@ -19,6 +19,7 @@ import (
 
 	"crownest.dev/crownest/internal/auth"
 	"crownest.dev/crownest/internal/config"
+	"crownest.dev/crownest/internal/host"
 	"crownest.dev/crownest/internal/sandbox"
 	"crownest.dev/crownest/internal/server"
 	"crownest.dev/crownest/internal/store"
@@ -27,7 +28,7 @@ import (
 
 // serverCommands act on this machine, not through the API.
 func (a *app) serverCommands() []*cobra.Command {
-	return []*cobra.Command{a.serveCommand(), a.adminCommand()}
+	return []*cobra.Command{a.serveCommand(), a.adminCommand(), a.doctorCommand()}
 }
 
 // operatorFlags are the settings that the server's commands share; those given
@@ -39,8 +40,8 @@ type operatorFlags struct {
 
 func newOperatorFlags(c *cobra.Command) *operatorFlags {
 	o := &operatorFlags{cmd: c}
-	c.Flags().StringVar(&o.path, "config", "", "configuration file (default: CROWNEST_CONFIG)")
-	c.Flags().String("data", "", "data directory (default: /var/lib/crownest for root)")
+	c.Flags().StringVar(&o.path, "config", "", "configuration `FILE` (default: CROWNEST_CONFIG)")
+	c.Flags().String("data", "", "data `DIR` (default: /var/lib/crownest for root)")
 	return o
 }
 
@@ -101,9 +102,9 @@ flags, each overriding the one before.`,
 		},
 	}
 	flags = newOperatorFlags(c)
-	c.Flags().String("listen", "", "HOST:PORT; port 0 takes a free one (default 127.0.0.1:8787)")
-	c.Flags().Int("pool", 0, "most started sandboxes of one template that wait (default 8)")
-	c.Flags().String("template-dir", "", "directory of the template images")
+	c.Flags().String("listen", "", "`HOST:PORT`; port 0 takes a free one (default 127.0.0.1:8787)")
+	c.Flags().Int("pool", 0, "at most `N` started sandboxes of one template wait (default 8)")
+	c.Flags().String("template-dir", "", "`DIR` of the template images")
 	return c
 }
 
@@ -153,10 +154,10 @@ running, and prints the secret alone. It is shown only this once.`,
 		},
 	}
 	flags = newOperatorFlags(c)
-	c.Flags().StringVar(&name, "name", "", "name of the key")
-	c.Flags().StringArrayVar(&scopes, "scope", nil, "scope of the key (repeatable; default: those of the preset)")
-	c.Flags().StringArrayVar(&projects, "project", nil, "id or name of a project that the key is restricted to (repeatable)")
-	c.Flags().StringVar(&preset, "preset", "default", "named list of scopes; with --scope, both are taken")
+	c.Flags().StringVar(&name, "name", "", "`NAME` of the key")
+	c.Flags().StringArrayVar(&scopes, "scope", nil, "`SCOPE` of the key (repeatable; default: those of the preset)")
+	c.Flags().StringArrayVar(&projects, "project", nil, "id or name of a `PROJECT` that the key is restricted to (repeatable)")
+	c.Flags().StringVar(&preset, "preset", "default", "named `LIST` of scopes; with --scope, both are taken")
 	return c
 }
 
@@ -236,7 +237,7 @@ machine use a new version for new sandboxes at once.`,
 		},
 	}
 	flags = newOperatorFlags(c)
-	c.Flags().String("template-dir", "", "directory of the template images")
+	c.Flags().String("template-dir", "", "`DIR` of the template images")
 	c.Flags().BoolVar(&fresh, "fresh", false, "build a new version even if nothing changed, to take in newer packages")
 	return c
 }
@@ -343,11 +344,79 @@ func (b *buildView) end() {
 	}
 }
 
-// refuseUnfitHost ends serve where the host cannot isolate: without isolation
-// there is no server.
-func (a *app) refuseUnfitHost(context.Context, config.Config) error {
-	if os.Geteuid() != 0 {
-		return runtimeErrorf("the server needs root to isolate sandboxes").hint("run it as root, for example as a systemd service; `crownest doctor` says more")
+// refuseUnfitHost ends serve with doctor's text where the host cannot isolate:
+// without isolation there is no server.
+func (a *app) refuseUnfitHost(ctx context.Context, cfg config.Config) error {
+	checks := host.Run(ctx, host.Options{DataDir: cfg.Data, Listen: cfg.Listen})
+	failed := host.Failed(checks)
+	if len(failed) == 0 {
+		return nil
 	}
-	return nil
+	if !a.json {
+		_, _ = io.WriteString(a.Err, findings(checks))
+	}
+	names := make([]string, len(failed))
+	for i, c := range failed {
+		names[i] = c.Name
+	}
+	return runtimeErrorf("this host cannot run sandboxes safely: %s", strings.Join(names, ", ")).
+		hint("%s", firstNonEmpty(failed[0].Remedy, "run `crownest doctor`"))
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	var flags *operatorFlags
+	c := &cobra.Command{
+		Use: "doctor", Short: "Say what this host can and cannot do, and how to mend it", Args: args(0, 0),
+		Long: `Looks at the kernel, privileges, cgroups, namespaces, tools, memory, disk and port
+that a server needs. It changes nothing. Exit code 1 means that sandboxes cannot
+run here; warnings do not count.`,
+		Example: "  crownest doctor\n  crownest doctor --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := flags.load()
+			if err != nil {
+				return err
+			}
+			checks := host.Run(cmd.Context(), host.Options{DataDir: cfg.Data, Listen: cfg.Listen})
+			if a.json {
+				raw, err := json.Marshal(checks)
+				if err != nil {
+					return fmt.Errorf("printing the findings: %w", err)
+				}
+				if err := a.envelope(raw); err != nil {
+					return err
+				}
+			} else if err := a.write(findings(checks)); err != nil {
+				return err
+			}
+			if len(host.Failed(checks)) > 0 {
+				return exitWith(exitError)
+			}
+			return nil
+		},
+	}
+	flags = newOperatorFlags(c)
+	c.Flags().String("listen", "", "`HOST:PORT` that the server will listen on (default 127.0.0.1:8787)")
+	return c
+}
+
+func findings(checks []host.Check) string {
+	width := 0
+	for _, c := range checks {
+		width = max(width, len(c.Name))
+	}
+	var b strings.Builder
+	for _, c := range checks {
+		mark := "ok  "
+		switch {
+		case !c.OK:
+			mark = "FAIL"
+		case c.Warn:
+			mark = "warn"
+		}
+		fmt.Fprintf(&b, "%s  %-*s  %s\n", mark, width, c.Name, printable(c.Detail))
+		if c.Remedy != "" {
+			fmt.Fprintf(&b, "      %-*s  -> %s\n", width, "", printable(c.Remedy))
+		}
+	}
+	return b.String()
 }

@@ -108,7 +108,7 @@ func (s *FilesService) write(ctx context.Context, sandboxID, path, content, enco
 		CreateParents bool   `json:"createParents"`
 		Overwrite     bool   `json:"overwrite"`
 	}{path, content, encoding, o.CreateParents, overwrite}
-	return s.one(ctx, call{method: http.MethodPut, path: filesPath(sandboxID) + "/write", body: body, key: o.IdempotencyKey})
+	return s.one(ctx, call{method: http.MethodPut, path: filesPath(sandboxID), body: body, key: o.IdempotencyKey})
 }
 
 // List returns the entries of a directory, sorted by name. An empty path is

@@ -420,7 +420,7 @@ func (d *Driver) Close(ctx context.Context) error {
 	d.closed = true
 	for _, p := range d.pools {
 		d.refuse(p, runtime.ErrClosed)
-		for _, in := range p.idle {
+		for _, in := range slices.Clone(p.idle) { // beginRelease takes it out of the list
 			d.beginRelease(in)
 		}
 		p.idle = nil
