@@ -6,7 +6,7 @@
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-crownest=$root/bin/crownest
+crownest=${CROWNEST_BIN:-$root/bin/crownest}
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/crownest-demo.XXXXXX")
 data=$scratch/data
 log=$scratch/server.log
@@ -16,9 +16,14 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim=''
 say() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 # show runs a client command and prints it as one would type it.
 show() {
-	local line
-	printf -v line '%q ' "${@:1}"
-	printf '%s$ crownest %s%s\n' "$dim" "${line% }" "$plain"
+	local line='' word quote="'\\''"
+	for word in "$@"; do
+		case $word in
+		*[!A-Za-z0-9_./:=@%+-]* | '') line+=" '${word//\'/$quote}'" ;;
+		*) line+=" $word" ;;
+		esac
+	done
+	printf '%s$ crownest%s%s\n' "$dim" "$line" "$plain"
 	"$crownest" "$@"
 }
 # stamped puts the time since the start before each line, as it arrives.
@@ -62,12 +67,8 @@ kill_sandboxes() {
 }
 # leftovers prints what of this run is still there.
 leftovers() {
-	local dir
 	grep -F " $scratch/" /proc/mounts || true
-	for dir in /proc/[0-9]*; do
-		[ "${dir#/proc/}" = $$ ] && continue
-		if tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qF "$data"; then echo "process ${dir#/proc/}: $(tr '\0' ' ' <"$dir/cmdline")"; fi
-	done
+	ps -ww -e -o pid=,args= | grep -F "$data" | grep -vF "grep -F" || true
 }
 finish() {
 	local status=$?
@@ -107,21 +108,22 @@ say "Template image (the first time takes minutes, later it is there)"
 say "Server"
 start_server
 echo "listening on $CROWNEST_API_URL, data in $data"
-CROWNEST_API_KEY=$("$crownest" admin keys create --data "$data" --name demo)
+CROWNEST_API_KEY=$("$crownest" admin keys create --data "$data" --name demo --preset default --scope audit:read)
 export CROWNEST_API_KEY
 echo "key ${CROWNEST_API_KEY:0:12}..."
 
 say "Create a sandbox"
 began=${EPOCHREALTIME/./}
-created=$(show sandboxes create --template python --metadata story=demo | tee /dev/stderr)
+created=$(show sandboxes create --template python --metadata story=demo)
+took=$(((${EPOCHREALTIME/./} - began) / 1000))
 sandbox=$(field id <<<"$created")
-echo "usable after $(((${EPOCHREALTIME/./} - began) / 1000)) ms, start of the command line included"
+printf '%s\nusable after %d ms, start of the command line included\n' "$created" "$took"
 
 say "Real isolation: another kernel, no process of the host, no network"
 show commands run "$sandbox" -- bash -c 'dmesg | head -4' | tee "$scratch/dmesg"
 grep -q gVisor "$scratch/dmesg" || fail "this is not gVisor's kernel"
 echo "the host runs $(ls -d /proc/[0-9]* | wc -l) processes, kernel $(uname -r); the sandbox sees:"
-show commands run "$sandbox" -- bash -c 'uname -r; id; for p in /proc/[0-9]*; do echo "  pid ${p#/proc/}: $(tr "\0" " " <$p/cmdline)"; done' |
+show commands run "$sandbox" -- bash -c 'uname -r; id; ps -e -o pid,user,args' |
 	tee "$scratch/processes"
 if grep -qF "$data" "$scratch/processes"; then fail "a process of the host is visible in the sandbox"; fi
 show commands run "$sandbox" -- bash -c '(exec 3<>/dev/tcp/192.0.2.1/80) 2>&1 || echo "no way out"' | tee "$scratch/network"
@@ -176,9 +178,10 @@ echo "${dim}\$ node story.ts  # with main.py and its input$plain"
 node story.mjs
 cd "$root"
 
-say "What it cost, and whether the record is whole"
-show usage | grep -E '^(computeUnitSeconds|credits|period)' || true
-show sandboxes list
+say "What it cost, and who did what"
+show usage
+show audit list --limit 8
+show audit verify
 
 say "Stop the server"
 kill_sandboxes
