@@ -43,7 +43,8 @@ type Config struct {
 	// CORSOrigins may call the API from a browser.
 	CORSOrigins []string `koanf:"cors_origins"`
 
-	// Pool is how many started sandboxes of one template wait at the most.
+	// Pool is how many started sandboxes of the default template wait at the most;
+	// of every other template a quarter as many wait.
 	Pool int `koanf:"pool"`
 	// MaxSandboxes is how many sandboxes may live at a time; 0 = measured from
 	// this host's memory.

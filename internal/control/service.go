@@ -57,7 +57,8 @@ type Config struct {
 	MaxTTL          time.Duration // at create
 	MaxSession      time.Duration // from create to the last extension's end
 	IdleTimeout     time.Duration // 0 = idle sandboxes are not reclaimed
-	// PoolSize is the most instances of one template that wait for a claim.
+	// PoolSize is the most instances of the default template that wait for a
+	// claim; of every other template a quarter as many wait.
 	PoolSize int
 	// ArtifactRetention and LogRetention count from creation and end; 0 = for ever.
 	ArtifactRetention time.Duration
@@ -168,7 +169,12 @@ func (s *Service) RefreshPool() {
 		if err != nil {
 			continue // not built yet
 		}
-		targets = append(targets, runtime.PoolTarget{Spec: s.spec(v), Max: s.cfg.PoolSize})
+		// Waiting instances hold memory: most creates name no template.
+		most := (s.cfg.PoolSize + 3) / 4
+		if e.Slug == s.cfg.DefaultTemplate {
+			most = s.cfg.PoolSize
+		}
+		targets = append(targets, runtime.PoolTarget{Spec: s.spec(v), Max: most})
 	}
 	s.driver.Prepare(targets)
 }
