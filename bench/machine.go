@@ -3,15 +3,17 @@ package main
 import (
 	"bufio"
 	"context"
+	"debug/buildinfo"
 	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crownest.dev/crownest/test/testserver"
 )
 
 // Machine says where the figures come from.
@@ -47,10 +49,12 @@ func describe(ctx context.Context) Machine {
 			"bwrap": firstWordAfter(output(ctx, "bwrap", "--version"), "bubblewrap "),
 		},
 	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, d := range info.Deps {
-			if d.Path == "gvisor.dev/gvisor" {
-				m.Versions["gvisor"] = d.Version
+	if bin, err := testserver.Binary(); err == nil {
+		if info, err := buildinfo.ReadFile(bin); err == nil {
+			for _, d := range info.Deps {
+				if d.Path == "gvisor.dev/gvisor" {
+					m.Versions["gvisor"] = d.Version
+				}
 			}
 		}
 	}

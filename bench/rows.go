@@ -78,10 +78,10 @@ func short(v float64) string {
 // What is measured; the budgets refer to these names.
 const (
 	whatCold        = "cold start to the result of echo"
-	whatTrue        = "true"
-	whatTrueB2B     = "true, back to back"
-	whatEcho        = "echo hi"
-	whatPython      = "python3 -c 'print(1)'"
+	whatTrue        = "run true"
+	whatTrueB2B     = "run true, back to back"
+	whatEcho        = "run echo hi"
+	whatPython      = "run python3 -c 'print(1)'"
 	whatCreate      = "create from the pool"
 	whatFirst       = "create to the result of echo"
 	whatFirstByte   = "first output byte on the stream"
