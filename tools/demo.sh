@@ -69,6 +69,8 @@ kill_sandboxes() {
 leftovers() {
 	grep -F " $scratch/" /proc/mounts || true
 	ps -ww -e -o pid=,args= | grep -F "$data" | grep -vF "grep -F" || true
+	# The cgroup that holds all sandboxes of a server is named for its data directory.
+	find /sys/fs/cgroup -type d -name "crownest-$(printf %s "$data" | sha256sum | cut -c1-8)" 2>/dev/null || true
 }
 finish() {
 	local status=$?
@@ -152,6 +154,18 @@ say "Read the artifact afterwards"
 show artifacts list "$sandbox"
 show artifacts download "$artifact" --output "$scratch/report.html"
 grep -q '<img alt="histogram"' "$scratch/report.html" || fail "this is not the report"
+
+say "Plain HTTP, and how long a create takes when the pool is full"
+call() { curl -fsS -H "Authorization: Bearer $CROWNEST_API_KEY" -H 'Content-Type: application/json' "$@"; }
+id_in() { sed -n 's/.*"id":"\(sbx_[a-z0-9]*\)".*/\1/p'; }
+for _ in 1 2 3; do
+	answer=$(call -w '\ncreate %{time_total} s\n' "$CROWNEST_API_URL/v1/sandboxes" -d '{"template":"python"}')
+	sandbox=$(id_in <<<"$answer")
+	tail -1 <<<"$answer"
+	call -o "$scratch/answer" -w 'first command %{time_total} s\n' "$CROWNEST_API_URL/v1/sandboxes/$sandbox/commands/run" -d '{"command":"echo hello"}'
+done
+call -N -H 'Accept: text/event-stream' "$CROWNEST_API_URL/v1/sandboxes/$sandbox/commands" -d '{"command":"seq 3"}' | cut -c1-140
+kill_sandboxes
 
 say "The same from TypeScript, with the package as npm installs it"
 # The tarball is kept beside the binary, named for what it was made of.
