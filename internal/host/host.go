@@ -43,8 +43,8 @@ type Options struct {
 // not block, and the system calls of gVisor's platform.
 var MinKernel = [2]int{5, 10}
 
-// ThreadsPerSandbox is how many host threads a sandbox has that does little.
-const ThreadsPerSandbox = 40
+// ThreadsPerSandbox is how many host threads a sandbox needs that does little.
+const ThreadsPerSandbox = 35
 
 const (
 	minDisk   = 2 << 30

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,10 @@ const (
 	// reaching it ends the whole sandbox. The limit that programs feel is the
 	// guest's, inside.
 	hostTasks = 4096
+
+	// threadsPerSandbox is how many threads the host has for a sandbox that does
+	// little; 25 were measured.
+	threadsPerSandbox = 35
 
 	launchTimeout  = 30 * time.Second
 	releaseTimeout = 20 * time.Second
@@ -72,7 +77,7 @@ type Driver struct {
 	netns    *os.File
 	lock     *os.File // the instances directory, locked against a second driver
 	dir      string   // one directory per instance
-	stateDir string   // gVisor's
+	stateDir string   // gVisor's, one directory per instance
 	guestDir string
 	bootID   string
 	version  string
@@ -133,7 +138,7 @@ func New(ctx context.Context, opts Options) (_ *Driver, err error) {
 		pools:     map[poolKey]*pool{},
 	}
 	if d.capacity <= 0 {
-		d.capacity = max(1, int(total*7/10/IdleBytes))
+		d.capacity = defaultCapacity(total)
 	}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -182,7 +187,7 @@ func New(ctx context.Context, opts Options) (_ *Driver, err error) {
 // 107 bytes, so a data directory with a long name has them elsewhere.
 func stateDir(data string) string {
 	dir := filepath.Join(data, "run")
-	if len(filepath.Join(dir, "runsc-.sock"))+idLength > 100 {
+	if len(filepath.Join(dir, "/runsc-.sock"))+2*idLength > 104 {
 		return filepath.Join("/run", "crownest-"+hash8(data))
 	}
 	return dir
@@ -262,7 +267,7 @@ func (d *Driver) takeOver(ctx context.Context) error {
 		return fmt.Errorf("reading gVisor's state: %w", err)
 	}
 	for _, e := range stale {
-		if !slices.ContainsFunc(keys(d.instances), func(id string) bool { return strings.Contains(e.Name(), id) }) {
+		if _, known := d.instances[e.Name()]; !known {
 			if err := os.RemoveAll(filepath.Join(d.stateDir, e.Name())); err != nil {
 				return fmt.Errorf("removing stale state: %w", err)
 			}
@@ -473,12 +478,18 @@ func hash8(s string) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-func keys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
+// defaultCapacity is how many idle sandboxes the host can bear.
+func defaultCapacity(memory int64) int {
+	n := memory * 7 / 10 / IdleBytes
+	for _, path := range []string{"/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"} {
+		// Hosts with a small limit run out of process ids before memory.
+		if raw, err := os.ReadFile(path); err == nil {
+			if limit, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64); err == nil {
+				n = min(n, limit/threadsPerSandbox)
+			}
+		}
 	}
-	return out
+	return max(1, int(n))
 }
 
 // memTotal returns the memory of the host.

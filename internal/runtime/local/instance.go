@@ -33,7 +33,7 @@ const (
 // fixed once it is launched, those below are guarded by Driver.mu.
 type instance struct {
 	meta
-	dir           string
+	dir, stateDir string
 	group         *cgroup.Group
 	sentry, gofer *watched // nil if not running
 	mould         *watched // the stub that all others are copies of
@@ -61,9 +61,10 @@ func newID() string { return strings.ToLower(rand.Text())[:idLength] }
 
 func (d *Driver) newInstance(id string) *instance {
 	return &instance{
-		meta:  meta{ID: id},
-		dir:   filepath.Join(d.dir, id),
-		group: d.parent.Group(id),
+		meta:     meta{ID: id},
+		dir:      filepath.Join(d.dir, id),
+		stateDir: filepath.Join(d.stateDir, id),
+		group:    d.parent.Group(id),
 	}
 }
 
@@ -155,7 +156,7 @@ func (d *Driver) start(ctx context.Context, in *instance) (_ *pipeConn, err erro
 		}
 	}()
 	req := runsc.LaunchRequest{
-		ID: in.ID, Dir: in.dir, StateDir: d.stateDir, Image: in.ImagePath,
+		ID: in.ID, Dir: in.dir, StateDir: in.stateDir, Image: in.ImagePath,
 		GuestDir: in.GuestDir, GuestArgs: d.opts.GuestArgs, Resources: in.Resources,
 	}
 	files := runsc.LaunchFiles{NetNS: d.netns, GuestIn: guestIn, GuestOut: guestOut}
@@ -238,6 +239,11 @@ func (in *instance) stubs() ([]int, error) {
 // called again after a failure, and for instances that were never complete.
 func (d *Driver) destroy(ctx context.Context, in *instance) error {
 	// gVisor's stubs live in the pid namespace of their sentry and die with it.
+	for _, p := range []*watched{in.gofer, in.sentry} {
+		if p != nil {
+			p.signal()
+		}
+	}
 	for _, p := range []*watched{in.sentry, in.gofer} {
 		if p != nil {
 			if err := p.kill(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
@@ -257,24 +263,9 @@ func (d *Driver) destroy(ctx context.Context, in *instance) error {
 	if err := in.group.Remove(ctx); err != nil {
 		return fmt.Errorf("ending instance %s: %w", in.ID, err)
 	}
-	if err := d.removeState(in.ID); err != nil {
-		return fmt.Errorf("removing instance %s: %w", in.ID, err)
-	}
-	if err := os.RemoveAll(in.dir); err != nil {
-		return fmt.Errorf("removing instance %s: %w", in.ID, err)
-	}
-	return nil
-}
-
-// removeState removes gVisor's own files of an instance.
-func (d *Driver) removeState(id string) error {
-	files, err := filepath.Glob(filepath.Join(d.stateDir, "*"+id+"*"))
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if err := os.RemoveAll(f); err != nil {
-			return err
+	for _, dir := range []string{in.stateDir, in.dir} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("removing instance %s: %w", in.ID, err)
 		}
 	}
 	return nil

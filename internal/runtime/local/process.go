@@ -109,6 +109,13 @@ func (w *watched) ended() bool {
 	return true
 }
 
+// signal sends SIGKILL without waiting for the end, kill then tells of errors.
+func (w *watched) signal() {
+	if raw, err := w.fd.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	}
+}
+
 // kill sends SIGKILL and waits until the process has ended.
 func (w *watched) kill(ctx context.Context) error {
 	raw, err := w.fd.SyscallConn()

@@ -28,7 +28,7 @@ import (
 type LaunchRequest struct {
 	ID        string
 	Dir       string // the instance's own directory: bundle, overlay, logs
-	StateDir  string // gVisor's state files and control sockets
+	StateDir  string // gVisor's state files and control socket
 	Image     string // EROFS image of the root file system
 	GuestDir  string // directory with the file "guest"
 	GuestArgs []string

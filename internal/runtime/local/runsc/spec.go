@@ -23,10 +23,11 @@ const (
 
 // guestCapabilities are what root inside may do to the sandboxed kernel. None of
 // them is a capability on the host. SYS_ADMIN and SYS_RESOURCE let the guest run
-// the in-sandbox cgroups and raise limits for the commands it starts.
+// the in-sandbox cgroups and raise limits for the commands it starts; SYS_PTRACE
+// lets it look at them.
 var guestCapabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
-	"CAP_SETPCAP", "CAP_SETFCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE",
+	"CAP_SETPCAP", "CAP_SETFCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE", "CAP_SYS_PTRACE",
 }
 
 // spec describes the sandbox in OCI's words.
