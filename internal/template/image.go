@@ -30,6 +30,8 @@ type built struct {
 // builder makes the image of a definition below dir, which is its own.
 type builder func(ctx context.Context, d *Definition, dir string, p *progress) (built, error)
 
+const phaseNPM = "npm packages"
+
 // sourceDate is the time stamp of every file in an image, so that equal contents
 // make equal images. The value means nothing; it only has to stay.
 const sourceDate = 1767225600 // 2026-01-01
@@ -65,13 +67,16 @@ func buildImage(ctx context.Context, d *Definition, dir string, p *progress) (bu
 		phase string
 		do    func(context.Context) error
 	}{
-		{"npm packages", b.installNPM},
+		{phaseNPM, b.installNPM},
 		{"packages", b.installDebian},
 		{"configure", b.configure},
 		{"verify", b.verify},
 		{"record contents", b.record},
 		{"image", b.pack},
 	} {
+		if step.phase == phaseNPM && d.NPM == "" {
+			continue
+		}
 		p.phase(step.phase)
 		if err := step.do(ctx); err != nil {
 			return built{}, fmt.Errorf("%s: %w", step.phase, err)
@@ -96,9 +101,6 @@ func (b *imageBuild) image() string { return filepath.Join(b.dir, "root.erofs") 
 // It is npm install and not npm ci, which wants packages of every platform in the
 // lock file, also those that a registry does not have; lockedOnly makes up for it.
 func (b *imageBuild) installNPM(ctx context.Context) error {
-	if b.d.NPM == "" {
-		return nil
-	}
 	work := filepath.Join(b.dir, "npm")
 	files, err := fs.Sub(b.d.files, b.d.NPM)
 	if err != nil {
