@@ -8,9 +8,11 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"crownest.dev/crownest/internal/guest/rawfile"
 	"crownest.dev/crownest/internal/guest/server"
 )
 
@@ -48,7 +50,7 @@ func initialise() error {
 		return err
 	}
 	cgroup := "/sys/fs/cgroup"
-	if _, err := os.Stat(cgroup + "/cgroup.controllers"); err != nil {
+	if !rawfile.Exists(cgroup + "/cgroup.controllers") {
 		cgroup = "" // see server.Config
 	}
 	srv, err := server.New(server.Config{
@@ -95,6 +97,9 @@ func harden() error {
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 		return os.NewSyscallError("setgroups", errno)
 	}
+	if err := dropInheritable(); err != nil {
+		return err
+	}
 	// Threads that act as the sandbox user stay out of the user's reach.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
@@ -120,18 +125,33 @@ func harden() error {
 	return nil
 }
 
+// dropInheritable keeps the runtime's capabilities from every program that PID 1
+// starts.
+func dropInheritable() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return os.NewSyscallError("capget", err)
+	}
+	data[0].Inheritable, data[1].Inheritable = 0, 0
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
+	if errno != 0 {
+		return os.NewSyscallError("capset", errno)
+	}
+	return nil
+}
+
 // prepare makes what the image may lack: the workspace, the user and its home.
 func prepare() error {
-	for _, dir := range []string{server.Workspace, userHome} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		if err := os.Chown(dir, userID, userID); err != nil {
-			return err
+	for _, dir := range []string{"/home", userHome, server.Workspace, runtimeDir} {
+		if err := rawfile.MakeDir(dir, 0o755); err != nil {
+			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 		}
 	}
-	if err := os.MkdirAll(runtimeDir, 0o755); err != nil {
-		return err
+	for _, dir := range []string{userHome, server.Workspace} {
+		if err := unix.Lchown(dir, userID, userID); err != nil {
+			return &os.PathError{Op: "chown", Path: dir, Err: err}
+		}
 	}
 	if err := ensureLine("/etc/passwd", userName+":x:1000:1000::"+userHome+":/bin/bash\n"); err != nil {
 		return err
@@ -141,18 +161,16 @@ func prepare() error {
 
 // ensureLine appends a line to a file of accounts unless the account is there.
 func ensureLine(path, line string) error {
-	b, err := os.ReadFile(path)
-	if err != nil && !os.IsNotExist(err) {
-		return err
+	b, err := rawfile.Read(path)
+	if err != nil && err != unix.ENOENT {
+		return &os.PathError{Op: "read", Path: path, Err: err}
 	}
 	name, _, _ := strings.Cut(line, ":")
 	if strings.HasPrefix(string(b), name+":") || strings.Contains(string(b), "\n"+name+":") {
 		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
-	if err != nil {
-		return err
+	if err := rawfile.Write(path, line, unix.O_APPEND|unix.O_CREAT, 0o644); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
-	_, err = f.WriteString(line)
-	return errors.Join(err, f.Close())
+	return nil
 }

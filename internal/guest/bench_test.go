@@ -5,7 +5,10 @@ package guest_test
 import (
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"crownest.dev/crownest/internal/guest"
 	"crownest.dev/crownest/internal/sandbox"
@@ -32,6 +35,51 @@ func BenchmarkRun(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkRunAtRest leaves the sandbox the time to get a shell ready, as commands
+// of people and agents do.
+func BenchmarkRunAtRest(b *testing.B) {
+	for _, bm := range []struct{ name, command, env string }{
+		{"waiting", "true", "X=1"}, {"waiting exec", "/bin/true", "X=1"}, {"fresh", "true", "LC_X=1"},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			r := newRig(b)
+			for b.Loop() {
+				b.StopTimer()
+				time.Sleep(150 * time.Millisecond)
+				b.StartTimer()
+				res, err := r.run(guest.StartRequest{Command: bm.command, Env: []string{bm.env}})
+				if err != nil || res.exit.Code != 0 {
+					b.Fatal(res, err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkFirstByte measures from a write in the sandbox to its arrival.
+func BenchmarkFirstByte(b *testing.B) {
+	r := newRig(b)
+	run := r.start(guest.StartRequest{Command: "while :; do sleep 0.02; echo ${EPOCHREALTIME/./}; done"})
+	var total, best time.Duration
+	best = time.Hour
+	n := 0
+	for b.Loop() {
+		<-run.seen
+		now := time.Now()
+		out := strings.Fields(run.output())
+		at, err := strconv.ParseInt(out[len(out)-1], 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		took := now.Sub(time.UnixMicro(at))
+		total += took
+		best = min(best, took)
+		n++
+	}
+	b.ReportMetric(float64(total.Microseconds())/float64(n), "µs/first-byte")
+	b.ReportMetric(float64(best.Microseconds()), "µs/best")
 }
 
 func BenchmarkOutput(b *testing.B) {

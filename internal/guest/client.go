@@ -234,7 +234,7 @@ func (c *Client) Ping(ctx context.Context) error {
 // Bind implements Session.
 func (c *Client) Bind(ctx context.Context, b Binding) error {
 	err := c.unary(ctx, protocol.OpBind, &protocol.Bind{
-		SandboxID: b.SandboxID, Hostname: b.Hostname, Env: b.Env, MaxProcesses: b.MaxProcesses, Now: b.Now,
+		SandboxID: b.SandboxID, Hostname: b.Hostname, Env: b.Env, MaxProcesses: b.MaxProcesses, Now: protocol.TimeOf(b.Now),
 	}, nil)
 	return doing("bind the guest", err)
 }

@@ -25,7 +25,7 @@ func (c *Client) fileInfo(f *protocol.FileInfo) (sandbox.FileInfo, error) {
 		return sandbox.FileInfo{}, c.violated(errors.New("a file outside of the workspace"))
 	}
 	info := sandbox.FileInfo{
-		Name: path.Base(f.Path), Path: f.Path, Size: f.Size, Type: sandbox.FileTypeFile, ModifiedAt: f.Modified,
+		Name: path.Base(f.Path), Path: f.Path, Size: f.Size, Type: sandbox.FileTypeFile, ModifiedAt: f.Modified.Std(),
 	}
 	if f.Dir {
 		info.Type, info.Size = sandbox.FileTypeDirectory, 0

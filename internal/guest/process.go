@@ -209,7 +209,7 @@ func (in *intake) batch() (*Exit, error) {
 			stream = sandbox.Stderr
 		}
 		in.chunks = append(in.chunks, sandbox.LogChunk{
-			CommandID: in.p.id, Seq: head.Seq, Stream: stream, Data: data, CreatedAt: in.p.c.believe(head.At),
+			CommandID: in.p.id, Seq: head.Seq, Stream: stream, Data: data, CreatedAt: in.p.c.believe(head.At.Std()),
 		})
 		if size += len(data); size >= maxBatch {
 			return nil, nil
@@ -237,7 +237,7 @@ func (in *intake) exit(b []byte) (*Exit, error) {
 	case protocol.CauseCanceled:
 		exit.Cause = CauseCanceled
 	}
-	exit.Start, exit.End = in.p.c.believe(x.Start), in.p.c.believe(x.End)
+	exit.Start, exit.End = in.p.c.believe(x.Start.Std()), in.p.c.believe(x.End.Std())
 	if exit.End.Before(exit.Start) {
 		exit.End = exit.Start
 	}

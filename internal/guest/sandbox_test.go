@@ -98,7 +98,7 @@ func startSandbox(t testing.TB, runsc, rootfs string) func(testing.TB) net.Conn 
 		if out, err := exec.Command(runsc, append(global, "delete", "-force", id)...).CombinedOutput(); err != nil {
 			t.Errorf("delete the sandbox: %v\n%s", err, out)
 		}
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait()                               // it was killed
 		_ = unix.Unmount(dir+"/state/null-netns", 0) // runsc keeps it for the next sandbox
 		if t.Failed() {
 			out, _ := os.ReadFile(dir + "/console")

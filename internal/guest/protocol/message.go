@@ -194,7 +194,7 @@ type Bind struct {
 	Hostname     string
 	Env          []string
 	MaxProcesses int
-	Now          time.Time
+	Now          Time
 }
 
 func (b *Bind) encode(e *Encoder) {
@@ -264,7 +264,7 @@ const ChunkHeadSize = 17
 type ChunkHead struct {
 	Seq    int64
 	Stderr bool
-	At     time.Time
+	At     Time
 }
 
 // Put writes the head to b.
@@ -274,7 +274,7 @@ func (h *ChunkHead) Put(b []byte) {
 		b[0] = 1
 	}
 	put64(b[1:], uint64(h.Seq))
-	put64(b[9:], uint64(h.At.UnixNano()))
+	put64(b[9:], uint64(h.At))
 }
 
 // SplitChunk reads the head and returns it with the bytes after it.
@@ -282,7 +282,7 @@ func SplitChunk(b []byte) (ChunkHead, []byte, error) {
 	if len(b) <= ChunkHeadSize || len(b) > ChunkHeadSize+MaxChunk || b[0] > 1 {
 		return ChunkHead{}, nil, violation("malformed chunk")
 	}
-	h := ChunkHead{Stderr: b[0] == 1, Seq: int64(at64(b[1:])), At: time.Unix(0, int64(at64(b[9:])))}
+	h := ChunkHead{Stderr: b[0] == 1, Seq: int64(at64(b[1:])), At: Time(at64(b[9:]))}
 	return h, b[ChunkHeadSize:], nil
 }
 
@@ -315,8 +315,8 @@ type Exit struct {
 	Code   int
 	Signal int
 	Killed bool
-	Start  time.Time
-	End    time.Time
+	Start  Time
+	End    Time
 	// LastSeq is that of the last chunk.
 	LastSeq int64
 }
@@ -476,7 +476,7 @@ type FileInfo struct {
 	Path     string // absolute, of the last element's name
 	Size     int64
 	Dir      bool
-	Modified time.Time
+	Modified Time
 }
 
 func (f *FileInfo) encode(e *Encoder) {

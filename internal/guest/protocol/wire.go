@@ -47,13 +47,27 @@ func (e *Encoder) strs(list []string) {
 	}
 }
 
-func (e *Encoder) time(t time.Time) {
+// Time is a point in time in nanoseconds since 1970, 0 for none. A time.Time in a
+// message would bring all of its formatting into the guest.
+type Time int64
+
+// TimeOf converts a time.
+func TimeOf(t time.Time) Time {
 	if t.IsZero() {
-		e.int(0)
-		return
+		return 0
 	}
-	e.int(t.UnixNano())
+	return Time(t.UnixNano())
 }
+
+// Std converts back.
+func (t Time) Std() time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(t))
+}
+
+func (e *Encoder) time(t Time) { e.int(int64(t)) }
 
 // Decoder takes values out again. The first malformed one makes it fail; after
 // that everything reads as zero, so that callers check once, at Finish.
@@ -161,10 +175,4 @@ func (d *Decoder) strs(most, each int) []string {
 	return list
 }
 
-func (d *Decoder) time() time.Time {
-	ns := d.int()
-	if ns == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, ns)
-}
+func (d *Decoder) time() Time { return Time(d.int()) }

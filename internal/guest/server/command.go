@@ -60,7 +60,7 @@ func (c *command) run(timeout, grace time.Duration) {
 	go c.pump(c.pipes[1], true)
 
 	end := c.supervise(timeout, grace)
-	end.Start, end.End = c.begin, c.srv.now()
+	end.Start, end.End = protocol.TimeOf(c.begin), protocol.TimeOf(c.srv.now())
 	c.srv.uproot(c.tree)
 
 	drained := make(chan struct{})
@@ -68,17 +68,17 @@ func (c *command) run(timeout, grace time.Duration) {
 		c.pumped.Wait()
 		close(drained)
 	}()
-	late := time.NewTimer(drainTime)
+	late, stop := after(drainTime)
 	select {
 	case <-drained:
-	case <-late.C:
+	case <-late:
 		// What is in the pipes now still counts, what comes later does not.
 		for _, p := range c.pipes {
 			_ = p.SetReadDeadline(time.Unix(1, 0)) // fails if it is closed: drained
 		}
 		<-drained
 	}
-	late.Stop()
+	stop()
 
 	c.spool.b.mu.Lock()
 	end.LastSeq = c.spool.next() - 1
@@ -95,21 +95,22 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 	var (
 		end      = protocol.Exit{Cause: protocol.CauseExited}
 		exit     = c.exit
-		alarm    <-chan time.Time // the command's time is over
-		force    <-chan time.Time // the grace is over
-		poll     <-chan time.Time
+		alarm    <-chan struct{} // the command's time is over
+		force    <-chan struct{} // the grace is over
+		poll     <-chan struct{}
 		interval = pollFirst
 		forceAt  time.Time
 		killing  bool
 	)
 	if timeout > 0 {
-		t := time.NewTimer(timeout)
-		defer t.Stop()
-		alarm = t.C
+		var stop func() bool
+		alarm, stop = after(timeout)
+		defer stop()
 	}
+	now := make(chan struct{})
+	close(now)
 	begin := func(cause protocol.Cause, grace time.Duration) {
-		now := time.Now()
-		at := now.Add(grace)
+		at := time.Now().Add(grace)
 		if killing && !at.Before(forceAt) {
 			return
 		}
@@ -120,10 +121,10 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 				c.tree.signal(syscall.SIGTERM)
 				c.tree.signal(syscall.SIGCONT) // a stopped process gets its SIGTERM then
 			}
-			poll = time.After(0)
+			poll = now
 		}
 		forceAt = at
-		force = time.After(grace)
+		force, _ = after(grace)
 	}
 	for {
 		select {
@@ -137,7 +138,7 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 			if !killing {
 				return end
 			}
-			poll = time.After(0)
+			poll = now
 		case <-alarm:
 			alarm = nil
 			begin(protocol.CauseTimeout, grace)
@@ -149,7 +150,7 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 				end.Killed = true
 			}
 			c.tree.kill()
-			poll, interval = time.After(0), pollFirst
+			poll, interval = now, pollFirst
 		case <-poll:
 			// Nothing inside the sandbox tells of the last process of a tree.
 			if exit == nil && c.tree.empty() {
@@ -158,10 +159,17 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 			if end.Killed {
 				c.tree.kill() // for those that were being forked
 			}
-			poll = time.After(interval)
+			poll, _ = after(interval)
 			interval = min(interval*2, pollMost)
 		}
 	}
+}
+
+// after is time.After, with a stop function. The timers of package time that have
+// a channel of times bring all formatting of times into the guest.
+func after(d time.Duration) (<-chan struct{}, func() bool) {
+	c := make(chan struct{})
+	return c, time.AfterFunc(d, func() { close(c) }).Stop
 }
 
 // kill asks for the end of the command.
@@ -221,7 +229,7 @@ func (c *command) collect(pipe *os.File, stderr bool) bool {
 		if left < 0 {
 			n, err = pipe.Read(buf[held:])
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				left = waiting(pipe)
+				left = unread(pipe)
 				chunkPool.Put(pooled)
 				continue
 			}
@@ -250,8 +258,8 @@ func (c *command) collect(pipe *os.File, stderr bool) bool {
 	}
 }
 
-// waiting says how many bytes a pipe holds.
-func waiting(pipe *os.File) int {
+// unread says how many bytes a pipe holds.
+func unread(pipe *os.File) int {
 	n := 0
 	if rc, err := pipe.SyscallConn(); err == nil {
 		_ = rc.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
@@ -346,7 +354,7 @@ func (c *command) sendOutput(s *protocol.Stream, after int64) {
 		ch := &sp.chunks[at-sp.first]
 		sp.sent = max(sp.sent, at)
 		m := protocol.Prepare(protocol.ChunkHeadSize + len(ch.data))
-		head := protocol.ChunkHead{Seq: at, Stderr: ch.stderr, At: ch.at}
+		head := protocol.ChunkHead{Seq: at, Stderr: ch.stderr, At: protocol.TimeOf(ch.at)}
 		head.Put(m.Bytes())
 		copy(m.Bytes()[protocol.ChunkHeadSize:], ch.data)
 		sp.b.mu.Unlock()

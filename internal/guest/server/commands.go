@@ -4,7 +4,6 @@ package server
 
 import (
 	"strings"
-	"syscall"
 
 	"crownest.dev/crownest/internal/guest/protocol"
 )
@@ -57,11 +56,11 @@ func (s *Server) ensure(m *protocol.Start) (*command, *protocol.Fault) {
 	}
 	c := &command{id: m.ID, srv: s, started: make(chan struct{}), kills: make(chan protocol.Kill, 4), spool: newSpool(s.budget)}
 	s.commands[m.ID] = c
-	env := mergeEnv(s.env, m.Env)
+	env, host := mergeEnv(s.env, m.Env), s.hostname
 	s.owned.Add(1)
 	s.mu.Unlock()
 
-	c.fault = s.launch(c, m, env)
+	c.fault = s.launch(c, m, env, host)
 	if c.fault != nil {
 		s.mu.Lock()
 		delete(s.commands, m.ID)
@@ -81,18 +80,22 @@ func (s *Server) ensure(m *protocol.Start) (*command, *protocol.Fault) {
 var tooMany = &protocol.Fault{Reason: protocol.ReasonQuota, Detail: "sandbox_processes", Text: "the sandbox cannot run more processes"}
 
 // launch gets the command's shell to run.
-func (s *Server) launch(c *command, m *protocol.Start, env []string) *protocol.Fault {
+func (s *Server) launch(c *command, m *protocol.Start, env []string, host string) *protocol.Fault {
 	cwd, fault := s.resolveDir(m.Cwd)
 	if fault != nil {
 		return fault
 	}
 	c.begin = s.now()
-	sh, err := s.shells.start(m.Command, cwd, env)
-	switch {
-	case err == syscall.EAGAIN || err == syscall.ENOMEM:
-		return tooMany
-	case err != nil:
-		return &protocol.Fault{Reason: protocol.ReasonInternal, Text: "start the shell: " + err.Error()}
+	sh := s.shells.take(m.Command, cwd, env, host)
+	if sh == nil {
+		var err error
+		sh, err = s.plainShell(m.Command, cwd, env)
+		switch {
+		case err != nil && exhausted(err):
+			return tooMany
+		case err != nil:
+			return &protocol.Fault{Reason: protocol.ReasonInternal, Text: "start the shell: " + err.Error()}
+		}
 	}
 	c.tree, c.exit, c.pipes = sh.tree, sh.exit, sh.output
 	return nil

@@ -3,13 +3,13 @@
 package server
 
 import (
-	"os"
 	"sort"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"crownest.dev/crownest/internal/guest/protocol"
+	"crownest.dev/crownest/internal/guest/rawfile"
 )
 
 // temporary is how the names of files begin that are being written.
@@ -112,7 +112,7 @@ func shown(asked string, p *place) string {
 // info describes an entry that exists. What is neither a regular file nor a
 // directory counts as an empty file.
 func info(path string, st *unix.Stat_t) *protocol.FileInfo {
-	f := &protocol.FileInfo{Path: path, Modified: modified(st)}
+	f := &protocol.FileInfo{Path: path, Modified: protocol.Time(st.Mtim.Nano())}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		f.Dir = true
@@ -182,17 +182,16 @@ func (s *Server) entries(path string, limit int) ([]*protocol.FileInfo, bool, *p
 	if err != nil {
 		return nil, false, fileFault("open the directory", err)
 	}
-	dir := os.NewFile(uintptr(fd), "directory")
-	defer dir.Close()
-	names, truncated, fault := firstNames(dir, limit)
-	if fault != nil {
-		return nil, false, fault
+	defer unix.Close(fd)
+	names, truncated, err := firstNames(fd, limit)
+	if err != nil {
+		return nil, false, fileFault("read the directory", err)
 	}
 	base := shown(path, p)
 	out := make([]*protocol.FileInfo, 0, len(names))
 	for _, name := range names {
 		var st unix.Stat_t
-		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			continue // it is gone again
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
@@ -210,23 +209,23 @@ func (s *Server) entries(path string, limit int) ([]*protocol.FileInfo, bool, *p
 
 // firstNames reads the names in a directory that come first in order, however
 // many there are.
-func firstNames(dir *os.File, limit int) ([]string, bool, *protocol.Fault) {
-	var names []string
-	truncated := false
-	for {
-		more, err := dir.Readdirnames(512)
-		names = append(names, more...)
-		if len(names) > 2*limit+512 || (err != nil && len(names) > 0) {
-			sort.Strings(names)
-			if len(names) > limit {
-				truncated = true
-				names = names[:limit]
-			}
-		}
-		if err != nil { // io.EOF, or the directory was removed
-			return names, truncated, nil
+func firstNames(dir, limit int) (names []string, truncated bool, err error) {
+	trim := func() {
+		sort.Strings(names)
+		if len(names) > limit {
+			truncated = true
+			clear(names[limit:])
+			names = names[:limit]
 		}
 	}
+	err = rawfile.Names(dir, func(more []string) bool {
+		if names = append(names, more...); len(names) > 2*limit+1024 {
+			trim()
+		}
+		return true
+	})
+	trim()
+	return names, truncated, err
 }
 
 // open opens the entry a place names, without following or waiting for anything.
@@ -416,7 +415,9 @@ func (s *Server) receive(st *protocol.Stream, m *protocol.Write, fd int) *protoc
 		case m.Size >= 0 && size > m.Size:
 			fault = wrongSize
 		default:
-			fault = writeAll(fd, f.Data)
+			if err := rawfile.WriteAll(fd, f.Data); err != nil {
+				fault = fileFault("write", err)
+			}
 		}
 		last := f.End
 		f.Release()
@@ -434,20 +435,6 @@ func (s *Server) receive(st *protocol.Stream, m *protocol.Write, fd int) *protoc
 }
 
 var wrongSize = &protocol.Fault{Reason: protocol.ReasonSize, Text: "the bytes received are not as many as declared"}
-
-func writeAll(fd int, b []byte) *protocol.Fault {
-	for len(b) > 0 {
-		n, err := unix.Write(fd, b)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fileFault("write", err)
-		}
-		b = b[n:]
-	}
-	return nil
-}
 
 // replace puts the finished temporary file in the entry's place.
 func (p *place) replace(fd int, temp string, m *protocol.Write) (*protocol.FileInfo, *protocol.Fault) {

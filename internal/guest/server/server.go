@@ -62,6 +62,7 @@ type Server struct {
 	mu        sync.Mutex
 	conn      *protocol.Conn
 	bound     string
+	hostname  string   // as the binding set it
 	env       []string // base environment
 	skew      time.Duration
 	commands  map[string]*command
@@ -258,10 +259,12 @@ func (s *Server) bind(b *protocol.Bind) *protocol.Fault {
 	}
 	if b.Hostname != "" && s.cfg.PID1 {
 		// Where the runtime does not allow it, it has set the name itself.
-		_ = unix.Sethostname([]byte(b.Hostname))
+		if err := unix.Sethostname([]byte(b.Hostname)); err == nil {
+			s.hostname = b.Hostname
+		}
 	}
-	if !b.Now.IsZero() {
-		s.skew = b.Now.Sub(time.Now())
+	if b.Now != 0 {
+		s.skew = time.Until(b.Now.Std())
 	}
 	s.env = mergeEnv(s.env, b.Env)
 	s.bound = b.SandboxID

@@ -3,18 +3,22 @@
 package server
 
 import (
+	"errors"
 	"os"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"crownest.dev/crownest/internal/guest/rawfile"
 )
 
 const bash = "/bin/bash"
 
-// argMax is the longest argument the kernel takes, its end included.
+// argMax is what the kernel takes as one argument, its final NUL included.
 const argMax = 128 << 10
 
-// shell is a shell that runs a command.
+// shell is a bash with the tree it lives in.
 type shell struct {
 	tree   tree
 	pid    int
@@ -22,34 +26,50 @@ type shell struct {
 	output [2]*os.File // stdout and stderr
 }
 
-// shells starts the shells of commands.
-type shells struct {
-	s *Server
+// discard ends a shell that nobody needs.
+func (sh *shell) discard(s *Server) {
+	sh.tree.kill()
+	<-sh.exit
+	s.uproot(sh.tree)
+	for _, f := range sh.output {
+		_ = f.Close()
+	}
 }
 
-func newShells(s *Server, waiting int) *shells { return &shells{s: s} }
-
-func (p *shells) refill() {}
-func (p *shells) close()  {}
-
-// start runs a command in a shell of its own.
-func (p *shells) start(command, cwd string, env []string) (*shell, error) {
-	return p.spawn([]string{"bash", "-c", command}, cwd, env, nil)
+// plainShell starts a bash for one command.
+func (s *Server) plainShell(command, cwd string, env []string) (*shell, error) {
+	if len(command) < argMax {
+		return s.spawn([]string{"bash", "-c", command}, cwd, env, nil)
+	}
+	// Too long for an argument: it goes in a file in memory. The variable is the one
+	// in which bash -c leaves its command.
+	const script = `IFS= read -rd '' -u 3 BASH_EXECUTION_STRING; exec 3<&-; eval "$BASH_EXECUTION_STRING"`
+	fd, err := unix.MemfdCreate("command", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	defer unix.Close(fd)
+	if err := rawfile.WriteAll(fd, []byte(command)); err != nil {
+		return nil, os.NewSyscallError("write", err)
+	}
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+		return nil, os.NewSyscallError("lseek", err)
+	}
+	return s.spawn([]string{"bash", "-c", script}, cwd, env, []uintptr{uintptr(fd)})
 }
 
 // spawn starts bash as the sandbox user, in a tree, a session and a process group
-// of its own, with both output streams as pipes. Extra files become 3 and up.
-func (p *shells) spawn(argv []string, cwd string, env []string, extra []uintptr) (sh *shell, err error) {
-	s := p.s
+// of its own, with nothing to read and both outputs as pipes. Extra files become
+// descriptors 3 and up.
+func (s *Server) spawn(argv []string, cwd string, env []string, extra []uintptr) (_ *shell, err error) {
 	t, err := s.forest.plant()
 	if err != nil {
 		return nil, err
 	}
-	sh = &shell{tree: t}
-	var ends [2]int
-	made := 0
+	sh := &shell{tree: t}
+	var ends []int
 	defer func() {
-		for _, fd := range ends[:made] {
+		for _, fd := range ends {
 			_ = unix.Close(fd)
 		}
 		if err != nil {
@@ -61,22 +81,21 @@ func (p *shells) spawn(argv []string, cwd string, env []string, extra []uintptr)
 			s.uproot(t)
 		}
 	}()
-	for i := range ends {
+	for i := range sh.output {
 		var fds [2]int
 		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-			return nil, err
+			return nil, os.NewSyscallError("pipe2", err)
 		}
-		ends[i] = fds[1]
-		made++
+		ends = append(ends, fds[1])
 		if err := unix.SetNonblock(fds[0], true); err != nil {
 			_ = unix.Close(fds[0])
-			return nil, err
+			return nil, os.NewSyscallError("fcntl", err)
 		}
 		sh.output[i] = os.NewFile(uintptr(fds[0]), "output")
 	}
 	attr := &syscall.SysProcAttr{Setsid: true}
-	if os.Getuid() == 0 {
-		attr.Credential = &syscall.Credential{Uid: uint32(s.cfg.UID), Gid: uint32(s.cfg.GID)}
+	if s.cfg.UID != os.Geteuid() {
+		attr.Credential = &syscall.Credential{Uid: uint32(s.cfg.UID), Gid: uint32(s.cfg.GID), NoSetGroups: s.cfg.PID1}
 	}
 	t.attr(attr)
 	sh.pid, sh.exit, err = s.reaper.start(bash, argv, &syscall.ProcAttr{
@@ -87,5 +106,14 @@ func (p *shells) spawn(argv []string, cwd string, env []string, extra []uintptr)
 		return nil, err
 	}
 	t.born(sh.pid)
+	// If memory runs out, it is user work that dies. Not every kernel knows it, and
+	// the shell may be gone again.
+	_ = rawfile.Write("/proc/"+strconv.Itoa(sh.pid)+"/oom_score_adj", "500", 0, 0)
 	return sh, nil
+}
+
+// exhausted says whether an error of a start tells that the sandbox is full.
+func exhausted(err error) bool {
+	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ENOMEM) ||
+		errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"crownest.dev/crownest/internal/guest/rawfile"
 )
 
 // A tree is every process that one command has started, however it tried to get
@@ -48,14 +50,14 @@ type cgroups struct {
 
 // newCgroups prepares user work below the hierarchy (or a part of it) at root.
 func newCgroups(root string) (*cgroups, error) {
-	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		return nil, err
+	if !rawfile.Exists(root + "/cgroup.procs") {
+		return nil, unix.ENOENT
 	}
 	// Without the pids controller commands can still be told apart and killed.
-	_ = writeFile(root+"/cgroup.subtree_control", "+pids")
+	_ = rawfile.Write(root+"/cgroup.subtree_control", "+pids", 0, 0)
 	c := &cgroups{base: root + "/user"}
-	if err := os.Mkdir(c.base, 0o755); err != nil && !os.IsExist(err) {
-		return nil, err
+	if err := rawfile.MakeDir(c.base, 0o755); err != nil {
+		return nil, os.NewSyscallError("mkdir", err)
 	}
 	return c, nil
 }
@@ -64,8 +66,8 @@ func (c *cgroups) limit(tasks int) error {
 	if tasks <= 0 {
 		return nil
 	}
-	err := writeFile(c.base+"/pids.max", strconv.Itoa(tasks))
-	if os.IsNotExist(err) {
+	err := rawfile.Write(c.base+"/pids.max", strconv.Itoa(tasks), 0, 0)
+	if err == unix.ENOENT {
 		return nil // no pids controller: the host's limit is the only one
 	}
 	return err
@@ -73,8 +75,8 @@ func (c *cgroups) limit(tasks int) error {
 
 func (c *cgroups) plant() (tree, error) {
 	path := c.base + "/" + strconv.FormatInt(c.next.Add(1), 10)
-	if err := os.Mkdir(path, 0o755); err != nil {
-		return nil, err
+	if err := unix.Mkdir(path, 0o755); err != nil {
+		return nil, os.NewSyscallError("mkdir", err)
 	}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -199,20 +201,23 @@ func (t *scan) born(pid int) {
 func (t *scan) members() []int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	dir, err := os.Open("/proc")
+	dir, err := rawfile.Open("/proc", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil
 	}
-	names, _ := dir.Readdirnames(-1) // what was read before an error is still true
-	_ = dir.Close()
 	processes := map[int]process{}
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			if p, ok := readProcess(pid); ok {
-				processes[pid] = p
+	// What was read before an error is still true.
+	_ = rawfile.Names(dir, func(names []string) bool {
+		for _, name := range names {
+			if pid, err := strconv.Atoi(name); err == nil {
+				if p, ok := readProcess(pid); ok {
+					processes[pid] = p
+				}
 			}
 		}
-	}
+		return true
+	})
+	_ = unix.Close(dir)
 	for pid, start := range t.known {
 		if p, ok := processes[pid]; !ok || p.start != start {
 			delete(t.known, pid)
@@ -257,7 +262,7 @@ type process struct {
 }
 
 func readProcess(pid int) (process, bool) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := rawfile.Read("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return process{}, false
 	}
@@ -274,22 +279,11 @@ func readProcess(pid int) (process, bool) {
 	return p, true
 }
 
-func writeFile(path, content string) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte(content))
-	return err
-}
-
 func writeFileAt(dir int, name, content string) error {
 	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte(content))
-	return err
+	return rawfile.WriteAll(fd, []byte(content))
 }

@@ -4,7 +4,6 @@ package server
 
 import (
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -264,8 +263,6 @@ func (p *place) makeParents() *protocol.Fault {
 	}
 	return nil
 }
-
-func modified(st *unix.Stat_t) time.Time { return time.Unix(st.Mtim.Unix()) }
 
 var (
 	outside      = &protocol.Fault{Reason: protocol.ReasonOutside, Text: "the path leads outside of /workspace"}
