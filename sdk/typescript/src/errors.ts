@@ -17,9 +17,9 @@ export class CrowNestApiError extends Error {
   readonly status: number;
   /** Machine-readable code, for instance `sandbox_destroyed`. */
   readonly code: string;
-  readonly details?: Record<string, unknown>;
+  declare readonly details?: Record<string, unknown>;
   /** Names the request in the server's log. */
-  readonly requestId?: string;
+  declare readonly requestId?: string;
 
   constructor(init: CrowNestApiErrorInit) {
     super(init.message);
