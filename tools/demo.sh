@@ -80,9 +80,12 @@ finish() {
 		printf '\ndemo: the end of the server log:\n' >&2
 		tail -25 "$log" >&2
 	fi
-	if [ -n "${CROWNEST_API_KEY:-}" ]; then
-		# Sandboxes outlive their server: if it died, another one has to end them.
-		if [ -z "$server" ] || ! kill -0 "$server" 2>/dev/null; then [ $status -eq 0 ] || (start_server && kill_sandboxes; stop_server); else kill_sandboxes; fi
+	if [ -n "$server" ] && kill -0 "$server" 2>/dev/null; then
+		[ -z "${CROWNEST_API_KEY:-}" ] || kill_sandboxes
+	elif [ $status -ne 0 ] && [ -n "${CROWNEST_API_KEY:-}" ]; then
+		# Sandboxes outlive their server. If it died, another one has to end them.
+		(start_server && kill_sandboxes; stop_server)
+		server=
 	fi
 	[ -z "$server" ] || stop_server
 	local left
