@@ -91,7 +91,8 @@ flags, each overriding the one before.`,
 				return err
 			}
 			// A reader of the log that goes away must not take the server with it.
-			signal.Ignore(syscall.SIGPIPE)
+			// Caught, not ignored: children would inherit that.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			return server.Run(cmd.Context(), server.Options{
 				Config: cfg,
 				Log:    server.NewLogger(cfg, a.Err),
