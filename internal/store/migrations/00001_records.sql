@@ -58,7 +58,7 @@ CREATE INDEX sandboxes_newest ON sandboxes (org_id, created_at, id);
 CREATE INDEX sandboxes_project ON sandboxes (org_id, project_id, created_at, id);
 -- Everyday lists and timers touch active sandboxes only, however many ended ones
 -- the table remembers. It also holds what counting them needs.
-CREATE INDEX sandboxes_active ON sandboxes (created_at, id, org_id, project_id, status)
+CREATE INDEX sandboxes_active ON sandboxes (org_id, created_at, id, project_id, status)
     WHERE status NOT IN ('destroyed', 'failed');
 
 -- One row for each metadata pair; pair is a digest of key and value, which keeps

@@ -37,7 +37,8 @@ func (r queries) AuditEvents(ctx context.Context, f store.AuditFilter) ([]sandbo
 		ms, id = until, "" // below every event of that time
 	}
 	args := arguments{f.OrgID, ms, id, f.Limit}
-	var text string
+	text := `SELECT ` + auditColumns + ` FROM audit_events WHERE org_id = $1 AND (created_at, id) < ($2, $3)` +
+		ofProjects(&args, `project_id`, f.ProjectIDs)
 	for _, c := range []struct{ column, value string }{
 		{`resource_id`, f.ResourceID}, {`actor_id`, f.ActorID}, {`action`, f.Action},
 	} {
@@ -45,14 +46,6 @@ func (r queries) AuditEvents(ctx context.Context, f store.AuditFilter) ([]sandbo
 			text += ` AND ` + c.column + ` = ` + args.add(c.value)
 		}
 	}
-	org := `org_id`
-	if text != "" {
-		// An expression keeps SQLite from the index of all events of the organisation:
-		// it has no statistics that would tell it how much the others narrow.
-		org += ` || ''`
-	}
-	text = `SELECT ` + auditColumns + ` FROM audit_events WHERE ` + org + ` = $1 AND (created_at, id) < ($2, $3)` +
-		text + ofProjects(&args, `project_id`, f.ProjectIDs)
 	if !f.Since.IsZero() {
 		text += ` AND created_at >= ` + args.add(millis(f.Since))
 	}

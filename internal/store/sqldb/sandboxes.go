@@ -17,14 +17,9 @@ const sandboxColumns = `id, org_id, project_id, status, template_id, template_sl
 	template_version_id, ttl_ms, expires_at, created_at, ready_at, destroyed_at, destroyed_reason,
 	compute_multiplier, runtime_id, failure_cause, metered_ms, network, resources, metadata`
 
-const (
-	// active is spelled like the condition of the partial index, or SQLite would not
-	// use it.
-	active = `status NOT IN ('destroyed', 'failed')`
-	// activeOf adds the organisation as an expression, which keeps SQLite from the
-	// indexes over all sandboxes of it: without statistics it takes them to be as good.
-	activeOf = active + ` AND org_id || '' = $1`
-)
+// active is spelled like the condition of the partial index, or SQLite would not
+// use it.
+const active = `status NOT IN ('destroyed', 'failed')`
 
 func scanSandbox(row scanner, s *sandbox.Sandbox) error {
 	var ttl, expires, created, ready, destroyed int64
@@ -51,12 +46,11 @@ func (r queries) Sandboxes(ctx context.Context, f store.SandboxFilter) ([]sandbo
 	if f.Historical && len(pairs) > 0 {
 		return r.sandboxesByPair(ctx, f, pairs, args)
 	}
-	of := activeOf
-	if f.Historical {
-		of = `org_id = $1`
+	text := `SELECT ` + sandboxColumns + ` FROM sandboxes s WHERE org_id = $1 AND (created_at, id) < ($2, $3)`
+	if !f.Historical {
+		text += ` AND ` + active
 	}
-	text := `SELECT ` + sandboxColumns + ` FROM sandboxes s WHERE ` + of + ` AND (created_at, id) < ($2, $3)` +
-		ofProjects(&args, `project_id`, f.ProjectIDs) + ofPairs(&args, pairs)
+	text += ofProjects(&args, `project_id`, f.ProjectIDs) + ofPairs(&args, pairs)
 	return many(ctx, r.q, "sandboxes", scanSandbox, text+` ORDER BY created_at DESC, id DESC LIMIT $4`, args...)
 }
 
@@ -115,7 +109,7 @@ func (r queries) ActiveSandboxes(ctx context.Context) ([]sandbox.Sandbox, error)
 
 func (r queries) CountActiveSandboxes(ctx context.Context, orgID string, projectIDs []string) (int, error) {
 	args := arguments{orgID}
-	text := `SELECT COUNT(*) FROM sandboxes WHERE ` + activeOf
+	text := `SELECT COUNT(*) FROM sandboxes WHERE org_id = $1 AND ` + active
 	return one(ctx, r.q, "the number of sandboxes", into[int], text+ofProjects(&args, `project_id`, projectIDs), args...)
 }
 

@@ -115,7 +115,10 @@ func migrateSQLite(ctx context.Context, db *sql.DB, path string) (err error) {
 	if err := file.Close(); err != nil {
 		return fmt.Errorf("creating the database: %w", err)
 	}
-	return migrate(ctx, goose.DialectSQLite3, db)
+	if err := migrate(ctx, goose.DialectSQLite3, db); err != nil {
+		return err
+	}
+	return adviseSQLite(ctx, db)
 }
 
 // migrate applies what is missing of the embedded schema.
