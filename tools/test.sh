@@ -43,13 +43,25 @@ typescript() {
 	(cd sdk/typescript && npm ci --no-audit --no-fund --loglevel=error && npm test)
 }
 go_sdk() { (cd sdk/go && CGO_ENABLED=1 go test -race ./...); }
-templates() { tools/as-root.sh bin/crownest templates build; }
+# The template images mostly wait for the network and the disk, so they are built
+# beside the first steps.
+images_log=$(mktemp)
+tools/as-root.sh bin/crownest templates build >"$images_log" 2>&1 &
+images=$!
+trap '[ -z "$images" ] || kill "$images"; wait; rm -f "$images_log"' EXIT
+templates() {
+	local result=0
+	wait "$images" || result=$?
+	images=
+	cat "$images_log"
+	return "$result"
+}
 end_to_end() { CGO_ENABLED=0 go test -count=1 -timeout 25m "${as_root[@]}" ./test/...; }
 
 step "lint" tools/lint.sh
 step "generated files" make check-generated
-step "template images" templates
 step "unit tests, race detector" unit_race
+step "template images" templates
 step "unit tests with gVisor" unit_gvisor
 step "Go SDK" go_sdk
 step "TypeScript SDK" typescript
