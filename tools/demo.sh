@@ -39,10 +39,13 @@ fail() {
 }
 field() { sed -n "s/^$1: //p"; }
 
-# start_server leaves its process in $server and its URL in CROWNEST_API_URL.
+# start_server leaves its process in $server and its URL in CROWNEST_API_URL. The
+# first time it takes a free port, later the same one.
 start_server() {
+	local listen=127.0.0.1:0
+	[ -z "${CROWNEST_API_URL:-}" ] || listen=${CROWNEST_API_URL#http://}
 	: >"$scratch/stdout"
-	"$crownest" serve --data "$data" --listen 127.0.0.1:0 >"$scratch/stdout" 2>>"$log" &
+	"$crownest" serve --data "$data" --listen "$listen" >"$scratch/stdout" 2>>"$log" &
 	server=$!
 	local deadline=$((SECONDS + 120))
 	while :; do
@@ -142,6 +145,17 @@ show files list "$sandbox"
 
 say "Run it: output arrives while it runs, the report is kept"
 show commands run "$sandbox" --collect report.html -- python3 main.py | stamped
+
+say "Kill the server with -9 while a command runs, and start it again"
+show commands run "$sandbox" -- bash -c 'for i in 1 2 3 4 5 6; do echo "line $i"; sleep 0.5; done' | stamped &
+client=$!
+sleep 1.2
+kill -9 "$server"
+wait "$server" 2>/dev/null || true
+echo "the server is gone"
+start_server
+echo "the server is back"
+wait "$client" || fail "the command did not survive the server"
 
 say "Download files"
 show files read "$sandbox" readings.csv --output "$scratch/back.csv"
