@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -53,6 +55,14 @@ func TestKilledServer(t *testing.T) {
 
 	w.check(within(t, 2*time.Minute))
 	nothingLeft(t, s)
+	if err := filepath.WalkDir(filepath.Join(s.Data, "blobs"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			t.Error("left behind: blob", path)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
 }
 
 // world is what the clients were told.
