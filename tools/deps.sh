@@ -43,7 +43,15 @@ if [ "${#wanted[@]}" -gt 0 ]; then
 	echo "deps: installing ${wanted[*]}"
 	as_root() { "$(dirname "$0")/as-root.sh" env DEBIAN_FRONTEND=noninteractive "$@"; }
 	log=$(mktemp)
-	trap 'rm -f "$log"' EXIT
+	# The tests start PostgreSQL on a scratch directory. Debian would also make a
+	# database and a service of the host, which nobody asked for.
+	no_cluster=
+	if [[ " ${wanted[*]} " == *" postgresql "* ]]; then
+		no_cluster=/etc/postgresql-common/createcluster.d/crownest.conf
+		as_root mkdir -p "$(dirname "$no_cluster")"
+		echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
+	fi
+	trap 'rm -f "$log"; [ -z "$no_cluster" ] || as_root rm -f "$no_cluster"' EXIT
 	install() { as_root apt-get install -y --no-install-recommends "${wanted[@]}" >"$log" 2>&1; }
 	# The lists may be absent or may name files that a mirror no longer has: fetch
 	# them only then.
