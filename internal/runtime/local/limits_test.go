@@ -179,12 +179,7 @@ func TestFast(t *testing.T) {
 	}})
 	defer shut(t, d)
 	const n = 8
-	d.Prepare([]runtime.PoolTarget{{Spec: spec, Max: n}})
-	for deadline := time.Now().Add(patience); d.Pools()[0].Idle < n; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the pool does not fill")
-		}
-	}
+	fill(t, d, n)
 	var acquire, dial, release []time.Duration
 	for range n {
 		t0 := time.Now()

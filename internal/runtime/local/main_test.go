@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"crownest.dev/crownest/internal/runtime"
 	"crownest.dev/crownest/internal/runtime/local"
 	"crownest.dev/crownest/internal/runtime/local/runsc"
@@ -39,7 +41,12 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "preparing:", err)
 			return 1
 		}
-		return m.Run()
+		code := m.Run()
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return code
 	}())
 }
 

@@ -171,11 +171,12 @@ func (b *bench) list(t *testing.T) []runtime.Instance {
 	return list
 }
 
+// idle counts the instances that wait, without those that are still being made.
 func (b *bench) idle(t *testing.T) int {
 	t.Helper()
 	n := 0
 	for _, in := range b.list(t) {
-		if !in.Claimed {
+		if !in.Claimed && b.conn(in.ID) != nil {
 			n++
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/control/client"
@@ -41,13 +40,11 @@ func Attach(ctx context.Context, controlSocket, id string, args []string) (net.C
 	if err != nil {
 		return nil, fmt.Errorf("connecting to sentry: %w", err)
 	}
-	// The client knows no deadline: closing it ends a call to a sentry that hangs.
-	stop := context.AfterFunc(ctx, func() { sentry.Close() })
-	defer func() {
-		if stop() {
-			sentry.Close()
-		}
-	}()
+	defer sentry.Close()
+	// The client knows no deadline, and its Close waits for the call under way.
+	// Only the end of the socket ends a call to a sentry that hangs.
+	stop := context.AfterFunc(ctx, func() { _ = sentry.Socket.Shutdown() })
+	defer stop()
 
 	var pid int32
 	err = sentry.Call(boot.ContMgrExecuteAsync, &control.ExecArgs{
@@ -74,6 +71,3 @@ func Attach(ctx context.Context, controlSocket, id string, args []string) (net.C
 	}
 	return conn, nil
 }
-
-// AttachTimeout bounds an attach for callers without a deadline of their own.
-const AttachTimeout = 10 * time.Second
