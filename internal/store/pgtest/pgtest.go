@@ -44,7 +44,8 @@ var server struct {
 	err     error
 	dir     string
 	cmd     *exec.Cmd
-	exited  chan error
+	exited  chan struct{} // closed once the server has ended, with exitErr
+	exitErr error
 	lock    *os.File // held as long as this process lives
 	counter int
 	mu      sync.Mutex
@@ -69,11 +70,13 @@ func New(t testing.TB) string {
 	server.counter++
 	name := fmt.Sprintf("test%d", server.counter)
 	server.mu.Unlock()
-	if err := administer("CREATE DATABASE " + name); err != nil {
+	if err := administer(t.Context(), "CREATE DATABASE "+name); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := administer("DROP DATABASE " + name + " WITH (FORCE)"); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		if err := administer(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -86,12 +89,12 @@ func databaseURL(name string) string {
 }
 
 // administer runs one statement outside of any test's database.
-func administer(text string) error {
+func administer(ctx context.Context, text string) error {
 	db, err := sql.Open("pgx", databaseURL("postgres"))
 	if err != nil {
 		return err
 	}
-	_, err = db.Exec(text)
+	_, err = db.ExecContext(ctx, text)
 	if err := errors.Join(err, db.Close()); err != nil {
 		return fmt.Errorf("%s: %w", text, err)
 	}
@@ -145,8 +148,11 @@ func start() (err error) {
 	if err := errors.Join(err, log.Close()); err != nil {
 		return fmt.Errorf("starting PostgreSQL: %w", err)
 	}
-	server.exited = make(chan error, 1)
-	go func() { server.exited <- server.cmd.Wait() }()
+	server.exited = make(chan struct{})
+	go func() {
+		server.exitErr = server.cmd.Wait()
+		close(server.exited)
+	}()
 	return waitReady()
 }
 
@@ -202,10 +208,9 @@ func waitReady() error {
 		}
 		select {
 		case <-poll.C:
-		case exit := <-server.exited:
-			server.exited <- exit
+		case <-server.exited:
 			log, _ := os.ReadFile(filepath.Join(server.dir, "log"))
-			return fmt.Errorf("PostgreSQL ended at its start: %w\n%s", errors.Join(exit, err), log)
+			return fmt.Errorf("PostgreSQL ended at its start: %w\n%s", errors.Join(server.exitErr, err), log)
 		case <-ctx.Done():
 			return fmt.Errorf("PostgreSQL does not answer: %w", err)
 		}
@@ -279,7 +284,7 @@ func unprivileged() (*syscall.Credential, error) {
 // command runs a program of the server without what the environment says about
 // other servers, and makes it end with this process.
 func command(who *syscall.Credential, name string, args ...string) *exec.Cmd {
-	c := exec.Command(name, args...)
+	c := exec.CommandContext(context.Background(), name, args...) // stop ends it
 	c.Dir = "/"
 	c.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PG") }), "LC_ALL=C")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: who, Pdeathsig: syscall.SIGQUIT}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -305,5 +306,44 @@ func TestMigrateBack(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestBusy gives up waiting for another process that writes, and goes on once
+// that one is done.
+func TestBusy(t *testing.T) {
+	dsn := filepath.Join(t.TempDir(), "store.db")
+	db := open(t, dsn)
+	raw, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	other, err := raw.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for range 3 {
+		if _, err := other.ExecContext(t.Context(), "BEGIN IMMEDIATE"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		err := db.Update(ctx, func(store.Tx) error { return nil })
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		// Readers do not wait for writers.
+		if _, err := db.CommandTotals(t.Context(), "sbx_1"); err != nil {
+			t.Error(err)
+		}
+		if _, err := other.ExecContext(t.Context(), "ROLLBACK"); err != nil {
+			t.Fatal(err)
+		}
+		c := command(sandbox.NewID(sandbox.PrefixCommand))
+		if err := db.Update(t.Context(), func(tx store.Tx) error { return tx.InsertCommand(t.Context(), c) }); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -74,7 +74,7 @@ func (p *postgres) exec(context.Context, string, ...any) (int64, error) {
 }
 
 func (p *postgres) query(ctx context.Context, text string, args ...any) (rows, error) {
-	return p.db.QueryContext(ctx, text, args...)
+	return p.db.QueryContext(ctx, text, args...) //nolint:rowserrcheck // one and many check it
 }
 
 func (p *postgres) close() error {
@@ -194,7 +194,7 @@ func (t *postgresTx) query(ctx context.Context, text string, args ...any) (rows,
 	if t.over {
 		return nil, errTxDone
 	}
-	r, err := t.conn.QueryContext(ctx, text, args...)
+	r, err := t.conn.QueryContext(ctx, text, args...) //nolint:rowserrcheck // one and many check it
 	if err != nil {
 		return nil, t.note(err)
 	}

@@ -138,11 +138,11 @@ func (s *sqlite) exec(context.Context, string, ...any) (int64, error) {
 }
 
 func (s *sqlite) query(ctx context.Context, text string, args ...any) (rows, error) {
-	st, err := s.reads.get(ctx, text)
+	st, err := s.reads.get(ctx, text) //nolint:sqlclosecheck // the cache closes it
 	if err != nil {
 		return nil, err
 	}
-	return st.QueryContext(ctx, args...)
+	return st.QueryContext(ctx, args...) //nolint:rowserrcheck // one and many check it
 }
 
 func (s *sqlite) update(ctx context.Context, fn func(q querier) error) error {
@@ -275,7 +275,7 @@ func (w *sqliteWriter) run(ctx context.Context, fn func(q querier) error) (usabl
 }
 
 func (w *sqliteWriter) control(ctx context.Context, text string) error {
-	st, err := w.stmts.get(ctx, text)
+	st, err := w.stmts.get(ctx, text) //nolint:sqlclosecheck // the cache closes it
 	if err != nil {
 		return err
 	}
@@ -301,7 +301,7 @@ func (t *sqliteTx) statement(ctx context.Context, text string) (*sql.Stmt, conte
 }
 
 func (t *sqliteTx) exec(ctx context.Context, text string, args ...any) (int64, error) {
-	st, ctx, err := t.statement(ctx, text)
+	st, ctx, err := t.statement(ctx, text) //nolint:sqlclosecheck // the cache closes it
 	if err != nil {
 		return 0, err
 	}
@@ -313,9 +313,9 @@ func (t *sqliteTx) exec(ctx context.Context, text string, args ...any) (int64, e
 }
 
 func (t *sqliteTx) query(ctx context.Context, text string, args ...any) (rows, error) {
-	st, ctx, err := t.statement(ctx, text)
+	st, ctx, err := t.statement(ctx, text) //nolint:sqlclosecheck // the cache closes it
 	if err != nil {
 		return nil, err
 	}
-	return st.QueryContext(ctx, args...)
+	return st.QueryContext(ctx, args...) //nolint:rowserrcheck // one and many check it
 }

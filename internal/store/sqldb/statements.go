@@ -28,7 +28,7 @@ func (s *statements) get(ctx context.Context, text string) (*sql.Stmt, error) {
 	if st := s.byText[text]; st != nil {
 		return st, nil
 	}
-	st, err := s.prepare(ctx, text)
+	st, err := s.prepare(ctx, text) //nolint:sqlclosecheck // close does, with all others
 	if err != nil {
 		return nil, err
 	}
