@@ -42,6 +42,7 @@ unit_gvisor() {
 typescript() {
 	(cd sdk/typescript && npm ci --no-audit --no-fund --loglevel=error && npm test)
 }
+typescript_live() { tools/as-root.sh sdk/typescript/test/live.sh; }
 go_sdk() { (cd sdk/go && CGO_ENABLED=1 go test -race ./...); }
 # The template images mostly wait for the network and the disk, so they are built
 # beside the first steps.
@@ -65,6 +66,7 @@ step "template images" templates
 step "unit tests with gVisor" unit_gvisor
 step "Go SDK" go_sdk
 step "TypeScript SDK" typescript
+step "TypeScript SDK, live" typescript_live
 step "end to end" end_to_end
 
 printf '\n'
