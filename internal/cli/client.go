@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -45,7 +46,7 @@ func (a *app) ownerClient(apiURL string) (*crownest.Client, error) {
 func newClient(opts ...crownest.Option) (*crownest.Client, error) {
 	c, err := crownest.NewClient(append(opts, crownest.WithUserAgent("crownest-cli/"+version.Version))...)
 	if err != nil {
-		if err == crownest.ErrNoCredential {
+		if errors.Is(err, crownest.ErrNoCredential) {
 			return nil, err
 		}
 		return nil, runtimeErrorf("%w", err).hint("check CROWNEST_API_KEY, CROWNEST_API_URL and what `crownest login` saved")

@@ -266,7 +266,7 @@ func TestKillWhileStarting(t *testing.T) {
 	if err != nil || sb.Status != sandbox.StatusDestroyed {
 		t.Fatalf("kill: %+v, %v", sb, err)
 	}
-	<-created
+	_ = <-created
 	end, err := w.svc.Command(context.Background(), w.call(), cmd.ID)
 	if err != nil || end.Status != sandbox.CommandKilled || end.KilledReason != sandbox.KilledSandboxDestroyed {
 		t.Errorf("the queued command: %+v, %v", end, err)

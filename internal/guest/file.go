@@ -273,7 +273,7 @@ func send(k *call, w WriteRequest, r io.Reader) error {
 			return fmt.Errorf("read what is to be written: %w", err)
 		}
 		if k.Answered() || k.Send(buf[:n]) != nil {
-			return nil
+			return nil //nolint:nilerr // the answer tells why it failed
 		}
 	}
 }

@@ -211,7 +211,7 @@ func (s *server) close() error {
 
 // serve accepts connections until ctx ends, then drains.
 func (s *server) serve(ctx context.Context) error {
-	listener, err := net.Listen("tcp", s.cfg.Listen)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", s.cfg.Listen, err)
 	}
@@ -254,7 +254,7 @@ func (s *server) serve(ctx context.Context) error {
 	}
 	drained.Wait()
 	s.api.Close()
-	<-failed
+	_ = <-failed // Serve tells that it was shut down
 	return nil
 }
 

@@ -120,7 +120,7 @@ func TestGroup(t *testing.T) {
 	if killed, err := g.Kill(ctx); err != nil || !slices.Equal(killed, []int{cmd.Process.Pid}) {
 		t.Errorf("killed %v, %v", killed, err)
 	}
-	<-waited
+	_ = <-waited
 	for range 2 { // what is gone is no error
 		if err := g.Remove(ctx); err != nil {
 			t.Error(err)
