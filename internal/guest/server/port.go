@@ -5,6 +5,7 @@ package server
 import (
 	"io"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -93,7 +94,17 @@ func connectTo(family int, addr unix.Sockaddr) (int, error) {
 	}
 	// The loopback answers at once, or its backlog is full: then the kernel gives
 	// up by itself, and the host before that.
-	if err := unix.Connect(fd, addr); err != nil {
+	err = unix.Connect(fd, addr)
+	for err == unix.EINTR || err == unix.EALREADY || err == unix.EINPROGRESS {
+		// The connecting goes on without us.
+		if _, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1); err == nil {
+			var code int
+			if code, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && code != 0 {
+				err = syscall.Errno(code)
+			}
+		}
+	}
+	if err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}

@@ -164,6 +164,12 @@ func (s *Server) hello() protocol.Hello {
 	return protocol.Hello{Protocol: protocol.Version, Build: s.cfg.Build, Generation: s.generation, SandboxID: s.bound}
 }
 
+func (s *Server) isBound() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bound != ""
+}
+
 // now is the host's time, as far as the binding told it.
 func (s *Server) now() time.Time {
 	s.mu.Lock()

@@ -54,6 +54,7 @@ type waiting struct {
 	env     []string
 	cwd     string
 	host    string  // the name of the machine when it was started
+	bound   bool    // started after the binding, with its environment
 	tell    int     // writing end of descriptor 3
 	address uintptr // of the placeholder
 }
@@ -159,7 +160,9 @@ func (p *shells) try() bool {
 	if err != nil {
 		return false
 	}
-	ok := w.command("exit "+strconv.Itoa(trialCode), w.cwd, w.env, w.host) && (<-w.exit).ExitStatus() == trialCode
+	trial := "exit " + strconv.Itoa(trialCode)
+	setup, ok := w.setup(trial, w.cwd, w.env, w.host)
+	ok = ok && w.command(trial, setup) && (<-w.exit).ExitStatus() == trialCode
 	if ok {
 		p.s.uproot(w.tree)
 		for _, f := range w.output {
@@ -178,7 +181,7 @@ func (p *shells) try() bool {
 func (p *shells) prepare() (*waiting, error) {
 	s := p.s
 	s.mu.Lock()
-	env, host := append([]string(nil), s.env...), s.hostname
+	env, host, bound := append([]string(nil), s.env...), s.hostname, s.bound != ""
 	s.mu.Unlock()
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -192,7 +195,7 @@ func (p *shells) prepare() (*waiting, error) {
 		_ = unix.Close(fds[1])
 		return nil, err
 	}
-	w := &waiting{shell: sh, env: env, cwd: s.cfg.Root + Workspace, host: host, tell: fds[1]}
+	w := &waiting{shell: sh, env: env, cwd: s.cfg.Root + Workspace, host: host, bound: bound, tell: fds[1]}
 	if w.address, err = find(sh.pid, marker); err != nil {
 		w.discard(s)
 		return nil, err
@@ -214,27 +217,32 @@ func (p *shells) take(command, cwd string, env []string, host string) *shell {
 		return nil
 	}
 	p.mu.Lock()
-	var w *waiting
-	if n := len(p.ready); n > 0 {
-		w = p.ready[0]
-		p.ready = p.ready[1:]
-	}
-	if w != nil {
-		p.later.Reset(refillDelay)
-	}
-	p.mu.Unlock()
-	if w == nil {
+	if len(p.ready) == 0 {
+		p.mu.Unlock()
 		return nil
 	}
-	if w.command(command, p.s.cfg.Root+cwd, env, host) {
+	w := p.ready[0]
+	setup, ok := w.setup(command, p.s.cfg.Root+cwd, env, host)
+	if !ok && w.bound == p.s.isBound() {
+		p.mu.Unlock()
+		return nil // it is this command that is special, not the shell
+	}
+	p.ready = p.ready[1:]
+	p.later.Reset(refillDelay)
+	p.mu.Unlock()
+	if ok && w.command(command, setup) {
 		return w.shell
 	}
-	w.discard(p.s)
+	p.s.owned.Add(1)
+	go func() {
+		defer p.s.owned.Done()
+		w.discard(p.s)
+	}()
 	return nil
 }
 
 // command gives the shell its command. If it reports false the shell is of no use.
-func (w *waiting) command(command, cwd string, env []string, host string) bool {
+func (w *waiting) command(command, setup string) bool {
 	select {
 	case ws := <-w.exit: // somebody killed it
 		ended := make(chan syscall.WaitStatus, 1)
@@ -242,10 +250,6 @@ func (w *waiting) command(command, cwd string, env []string, host string) bool {
 		w.exit = ended
 		return false
 	default:
-	}
-	setup, ok := w.setup(command, cwd, env, host)
-	if !ok {
-		return false
 	}
 	text := make([]byte, placeholderSize)
 	copy(text, command)
