@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +23,10 @@ var (
 	guest []byte
 	spec  runtime.Spec
 )
+
+// madeEnv names a directory in which guest and image are made already: for running
+// the compiled tests on a machine without Go, such as one with another kernel.
+const madeEnv = "CROWNEST_TEST_MADE"
 
 func TestMain(m *testing.M) {
 	if runsc.Dispatch() {
@@ -57,6 +62,13 @@ func prepare(dir string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("these tests need root")
 	}
+	spec = runtime.Spec{ImageID: "tplv_test", Resources: sandbox.DefaultResources}
+	if made := os.Getenv(madeEnv); made != "" {
+		var err error
+		spec.ImagePath = filepath.Join(made, "root.erofs")
+		guest, err = os.ReadFile(filepath.Join(made, "guest"))
+		return err
+	}
 	bin := filepath.Join(dir, "guest")
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", bin, "../runtimetest/testguest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -77,7 +89,7 @@ func prepare(dir string) error {
 	if out, err := exec.Command("mkfs.erofs", "-d0", "-Enoinline_data", image, root).CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.erofs: %w\n%s", err, out)
 	}
-	spec = runtime.Spec{ImageID: "tplv_test", ImagePath: image, Resources: sandbox.DefaultResources}
+	spec.ImagePath = image
 	return nil
 }
 
@@ -99,5 +111,16 @@ func open(t testing.TB, opts local.Options) *local.Driver {
 	if err != nil {
 		t.Fatalf("opening driver: %v", err)
 	}
+	// A test that fails half way leaves nothing running either; after one that
+	// closed the driver itself this does nothing.
+	t.Cleanup(func() {
+		ctx := context.Background()
+		if list, err := d.List(ctx); err == nil && t.Failed() {
+			for _, in := range list {
+				_ = d.Release(ctx, in.ID)
+			}
+		}
+		_ = d.Close(ctx)
+	})
 	return d
 }

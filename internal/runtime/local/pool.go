@@ -190,16 +190,16 @@ func (d *Driver) Prepare(targets []runtime.PoolTarget) {
 	if d.closed {
 		return
 	}
-	for _, p := range d.pools {
-		p.max = 0
-	}
+	most := map[*pool]int{}
 	for _, t := range targets {
-		p := d.pool(t.Spec)
-		if p.target == 0 {
+		most[d.pool(t.Spec)] = t.Max
+	}
+	for _, p := range d.pools {
+		if most[p] > p.max {
 			// What the operator asked for, until the demand is known.
-			p.target = t.Max
+			p.target = most[p]
 		}
-		p.max = t.Max
+		p.max = most[p]
 	}
 	for _, p := range d.pools {
 		p.target = min(p.target, p.max)
