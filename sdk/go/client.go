@@ -44,7 +44,6 @@ type Client struct {
 
 	base      *url.URL
 	apiKey    string
-	anonymous bool
 	header    http.Header
 	http      *http.Client
 	userAgent string

@@ -42,7 +42,7 @@ func (e *eventReader) next() (event, error) {
 	for {
 		line, err := e.readLine()
 		if err != nil {
-			if err == io.EOF && pending {
+			if errors.Is(err, io.EOF) && pending {
 				err = io.ErrUnexpectedEOF
 			}
 			return event{}, err
@@ -86,7 +86,7 @@ func (e *eventReader) readLine() ([]byte, error) {
 			return nil, fmt.Errorf("crownest: %w", errEventTooLarge)
 		}
 		e.line = append(e.line, part...)
-		if err == bufio.ErrBufferFull {
+		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
 		if err != nil {

@@ -141,7 +141,7 @@ type commandStream struct {
 func (c *Client) openStream(ctx context.Context, rq call) (*commandStream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	rq.accept = "text/event-stream"
-	resp, err := c.openRetry(ctx, rq)
+	resp, err := c.openRetry(ctx, rq) //nolint:bodyclose // the stream closes it
 	if err != nil {
 		cancel(nil)
 		return nil, err

@@ -170,7 +170,10 @@ func TestLeavingAStreamEndsTheRequest(t *testing.T) {
 		<-r.Context().Done()
 		close(ended)
 	}))
-	for range c.Commands.StreamLogs(t.Context(), "cmd_1", nil) {
+	for _, err := range c.Commands.StreamLogs(t.Context(), "cmd_1", nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		break
 	}
 	select {
