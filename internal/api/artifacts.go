@@ -55,7 +55,7 @@ func (s *Server) addArtifacts() {
 		id: "downloadArtifact", method: http.MethodGet, path: item + "/download", tag: tag,
 		summary: "Download an artifact", scope: sandbox.ScopeArtifactRead, params: []*param{pArtifact},
 		signed: true, grant: func(rq *request) grant { return artifactGrant(rq.path(pArtifact)) },
-		responses: rawAnswer, errors: []int{206, 416, 502},
+		responses: typedAnswer, errors: []int{206, 416, 502},
 	}, func(ctx context.Context, rq *request) error {
 		return s.download(ctx, rq, func(ctx context.Context) (control.Content, error) {
 			return s.control.ArtifactContent(ctx, rq.call, rq.path(pArtifact))

@@ -19,9 +19,6 @@ import (
 	"crownest.dev/crownest/internal/sandbox"
 )
 
-// bodyTimeout bounds how long a JSON body may take to arrive.
-const bodyTimeout = 30 * time.Second
-
 // buffer is a pooled bytes.Buffer.
 type buffer struct{ bytes.Buffer }
 
@@ -51,7 +48,7 @@ func (rq *request) readBody() error {
 		return tooLarge(limit)
 	}
 	rc := http.NewResponseController(rq.w)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = rc.SetReadDeadline(time.Now().Add(rq.s.timing.read))
 	raw := newBuffer()
 	defer raw.free()
 	if r.ContentLength > 0 {

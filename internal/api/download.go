@@ -18,11 +18,16 @@ import (
 
 const mediaBytes = "application/octet-stream"
 
-// rawAnswer describes the bytes of a download.
-var rawAnswer = map[int]*content{http.StatusOK: {
-	description: "The bytes",
-	media:       map[string]reflect.Type{mediaBytes: nil},
-}}
+// rawAnswer describes the bytes of a download, typedAnswer those of one that has
+// a content type of its own.
+var (
+	rawAnswer = map[int]*content{http.StatusOK: {
+		description: "The bytes", media: map[string]reflect.Type{mediaBytes: nil},
+	}}
+	typedAnswer = map[int]*content{http.StatusOK: {
+		description: "The bytes, as the content type of the artifact", media: map[string]reflect.Type{"*/*": nil},
+	}}
+)
 
 // copyBuffers hold what is on its way from an object to a client.
 var copyBuffers = sync.Pool{New: func() any { return ptr(make([]byte, 256<<10)) }}
@@ -69,6 +74,7 @@ func (s *Server) download(ctx context.Context, rq *request, open func(ctx contex
 		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, from+length-1, c.Size))
 		status = http.StatusPartialContent
 	}
+	rq.writeDeadline()
 	rq.w.WriteHeader(status)
 	if body == nil {
 		return nil

@@ -529,7 +529,7 @@ func (f *fakeControl) DeleteArtifact(ctx context.Context, c control.Call, id str
 // answer against the document.
 type rig struct {
 	*fakeControl
-	t      *testing.T
+	t      testing.TB
 	api    *Server
 	http   *httptest.Server
 	auth   *auth.Authenticator
@@ -557,7 +557,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func newRig(t *testing.T, change ...func(*Options)) *rig {
+func newRig(t testing.TB, change ...func(*Options)) *rig {
 	t.Helper()
 	ctx := t.Context()
 	r := &rig{fakeControl: newFake(), t: t, logged: &lockedBuffer{}}
@@ -611,7 +611,7 @@ type answer struct {
 	body   []byte
 }
 
-func (a answer) json(t *testing.T) map[string]any {
+func (a answer) json(t testing.TB) map[string]any {
 	t.Helper()
 	var v map[string]any
 	if err := json.Unmarshal(a.body, &v); err != nil {
@@ -621,7 +621,7 @@ func (a answer) json(t *testing.T) map[string]any {
 }
 
 // errorOf returns code and details of an envelope.
-func (a answer) errorOf(t *testing.T) (string, map[string]any) {
+func (a answer) errorOf(t testing.TB) (string, map[string]any) {
 	t.Helper()
 	e, ok := a.json(t)["error"].(map[string]any)
 	if !ok {

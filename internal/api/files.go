@@ -265,7 +265,7 @@ func fileAnswer(f sandbox.FileInfo, err error) (wireFileAnswer, error) {
 
 // uploadFile takes the bytes of a staged upload as they come.
 func (s *Server) uploadFile(ctx context.Context, rq *request) error {
-	body := &arrivingBody{r: rq.r.Body, rc: http.NewResponseController(rq.w)}
+	body := &arrivingBody{r: rq.r.Body, rc: http.NewResponseController(rq.w), patience: s.timing.read}
 	info, err := s.control.PutUpload(ctx, rq.call, rq.path(pSandbox), rq.path(pUpload), rq.r.ContentLength, body)
 	_ = body.rc.SetReadDeadline(time.Time{})
 	if err != nil {
@@ -283,13 +283,14 @@ func (s *Server) uploadFile(ctx context.Context, rq *request) error {
 
 // arrivingBody gives every read a deadline: a client may be slow, but not silent.
 type arrivingBody struct {
-	r      io.Reader
-	rc     *http.ResponseController
-	broken error
+	r        io.Reader
+	rc       *http.ResponseController
+	patience time.Duration
+	broken   error
 }
 
 func (b *arrivingBody) Read(p []byte) (int, error) {
-	_ = b.rc.SetReadDeadline(time.Now().Add(writeTimeout))
+	_ = b.rc.SetReadDeadline(time.Now().Add(b.patience))
 	n, err := b.r.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		b.broken = err

@@ -697,3 +697,54 @@ func TestDrainIdle(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestKeptAlive uses one connection for longer than a write may take.
+func TestKeptAlive(t *testing.T) {
+	r := newRig(t)
+	r.api.timing.write = 30 * time.Millisecond
+	id := r.sandbox()
+	sbx := "/v1/sandboxes/" + id
+	tr := &http.Transport{MaxConnsPerHost: 1}
+	defer tr.CloseIdleConnections()
+	client := &http.Client{Transport: tr}
+	for range 2 {
+		for _, path := range []string{sbx, sbx + "/files/download?path=/workspace/hello.txt", "/healthz"} {
+			for _, method := range []string{"GET", "HEAD"} {
+				req, _ := http.NewRequestWithContext(t.Context(), method, r.http.URL+path, nil)
+				req.Header.Set("X-Api-Key", r.key)
+				res, err := client.Do(req)
+				if err != nil {
+					t.Fatalf("%s %s: %v", method, path, err)
+				}
+				if _, err := io.Copy(io.Discard, res.Body); err != nil {
+					t.Errorf("%s %s: %v", method, path, err)
+				}
+				res.Body.Close()
+				time.Sleep(40 * time.Millisecond)
+			}
+		}
+	}
+}
+
+// TestStuckClient stops reading in the middle of a stream.
+func TestStuckClient(t *testing.T) {
+	r := newRig(t)
+	r.api.timing.write = 50 * time.Millisecond
+	sbx := "/v1/sandboxes/" + r.sandbox()
+	id := r.do("POST", sbx+"/commands/start", `{"command":"wait"}`).json(t)["command"].(map[string]any)["id"].(string)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(r.http.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET /v1/commands/%s/stream HTTP/1.1\r\nHost: x\r\nX-Api-Key: %s\r\n\r\n", id, r.key)
+	if _, err := io.ReadFull(conn, make([]byte, 20)); err != nil {
+		t.Fatal(err)
+	}
+	r.end(id, strings.Repeat("x", 64<<20), "")
+	eventually(t, "the server gives the client up", func() bool {
+		r.api.mu.Lock()
+		defer r.api.mu.Unlock()
+		return r.api.active == 0
+	})
+}

@@ -7,12 +7,14 @@ import (
 	"time"
 )
 
-// timing holds the intervals of long answers; tests shorten them.
+// timing holds the times that the API keeps; tests shorten them.
 type timing struct {
 	answerBy  time.Duration // when an answer begins without its body
 	keepAlive time.Duration // how often a space is sent then
 	heartbeat time.Duration // on event streams
 	keyCheck  time.Duration // how often an open stream looks whether its key is revoked
+	read      time.Duration // for a JSON body, and for each part of an upload
+	write     time.Duration // for each write to a client
 }
 
 var contractTiming = timing{
@@ -20,6 +22,8 @@ var contractTiming = timing{
 	keepAlive: 15 * time.Second,
 	heartbeat: 15 * time.Second,
 	keyCheck:  2 * time.Second,
+	read:      30 * time.Second,
+	write:     30 * time.Second,
 }
 
 // later answers with what wait returns, in the manner of contract section 1.4: if

@@ -17,10 +17,6 @@ import (
 	"crownest.dev/crownest/internal/sandbox"
 )
 
-// writeTimeout bounds how long one write to a client may take, so that a client
-// that stops reading cannot hold resources for ever.
-const writeTimeout = 30 * time.Second
-
 // request is one request on its way through the checks.
 type request struct {
 	s     *Server
@@ -229,19 +225,18 @@ func (s *Server) writeJSON(rq *request, status int, body []byte) {
 
 func writeBody(rq *request, status int, body []byte) {
 	rq.w.Header()["Content-Length"] = []string{itoa(len(body))}
-	if len(body) > 64<<10 {
-		rq.writeDeadline()
-	}
+	rq.writeDeadline()
 	rq.w.WriteHeader(status)
 	if rq.r.Method != http.MethodHead {
 		_, _ = rq.w.Write(body) // a client that is gone needs no answer
 	}
 }
 
-// writeDeadline gives the next write writeTimeout. Small answers fit into the
-// socket's buffer and need none.
+// writeDeadline bounds the writes that follow, so that a client that stops reading
+// cannot hold resources for ever. It outlives the request on a connection that is
+// kept alive: whatever writes calls it first.
 func (rq *request) writeDeadline() {
-	_ = http.NewResponseController(rq.w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = http.NewResponseController(rq.w).SetWriteDeadline(time.Now().Add(rq.s.timing.write))
 }
 
 // cors answers preflights and marks answers for the configured origins. It
@@ -264,6 +259,7 @@ func (s *Server) cors(rq *request) bool {
 	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE")
 	h.Set("Access-Control-Allow-Headers", "Authorization, X-Api-Key, Content-Type, Idempotency-Key, Range")
 	h.Set("Access-Control-Max-Age", "600")
+	rq.writeDeadline()
 	rq.w.WriteHeader(http.StatusNoContent)
 	return true
 }

@@ -5,7 +5,6 @@ import (
 	"math"
 	"net/http"
 	"strconv"
-	"time"
 	"unicode/utf8"
 )
 
@@ -28,6 +27,7 @@ func openStream(rq *request) (*eventStream, error) {
 	h := rq.w.Header()
 	h.Set("Content-Type", "text/event-stream; charset=utf-8")
 	h.Set("X-Accel-Buffering", "no")
+	rq.writeDeadline()
 	rq.w.WriteHeader(http.StatusOK)
 	e := &eventStream{rq: rq, rc: http.NewResponseController(rq.w)}
 	return e, e.rc.Flush()
@@ -47,7 +47,7 @@ func (e *eventStream) flush() error {
 	if len(e.buf) == 0 {
 		return nil
 	}
-	_ = e.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	e.rq.writeDeadline()
 	_, err := e.rq.w.Write(e.buf)
 	if cap(e.buf) > 4*flushAt {
 		e.buf = nil
