@@ -50,8 +50,19 @@ func TestKilledServer(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	t.Logf("%d kills; %d sandboxes created, %d killed; %d commands, %d files, %d repeated calls",
-		kills, w.count.created, w.count.killed, w.count.commands, w.count.files, w.count.repeated)
+	failed := 0
+	for _, b := range w.sandboxes {
+		for _, cmd := range b.commands {
+			if cmd.failed {
+				failed++
+			}
+		}
+	}
+	t.Logf("%d kills; %d sandboxes created, %d killed; %d commands, %d of them failed, %d files, %d repeated calls",
+		kills, w.count.created, w.count.killed, w.count.commands, failed, w.count.files, w.count.repeated)
+	if failed > kills {
+		t.Errorf("more commands failed than one for each kill")
+	}
 
 	w.check(within(t, 2*time.Minute))
 	nothingLeft(t, s)
@@ -88,6 +99,9 @@ type box struct {
 type command struct {
 	id, want string
 	long     bool
+	// failed: the server died between taking the command and handing it over. It
+	// says so, and the command never ran.
+	failed bool
 }
 
 // call repeats fn until it is answered. The server is away again and again, so
@@ -238,10 +252,11 @@ func (w *world) run(ctx context.Context, key string, b *box) {
 	if w.failed(ctx, "run", err) {
 		return
 	}
-	if cmd.Status != "exited" || cmd.ExitCode == nil || *cmd.ExitCode != 0 || cmd.Stdout != "out "+key+"\n" || cmd.Stderr != "err "+key+"\n" {
+	failed := cmd.Status == "failed" && cmd.Stdout+cmd.Stderr == ""
+	if !failed && (cmd.Status != "exited" || cmd.ExitCode == nil || *cmd.ExitCode != 0 || cmd.Stdout != "out "+key+"\n" || cmd.Stderr != "err "+key+"\n") {
 		w.t.Errorf("run: %+v", cmd)
 	}
-	w.add(b, key, &command{id: cmd.ID})
+	w.add(b, key, &command{id: cmd.ID, failed: failed})
 	w.twice(ctx, "run", cmd.ID, run)
 }
 
@@ -264,13 +279,15 @@ func (w *world) start(ctx context.Context, key string, b *box) {
 	if w.failed(ctx, "start", err) {
 		return
 	}
-	w.add(b, key, &command{id: cmd.ID, want: want.String(), long: true})
+	c := &command{id: cmd.ID, want: want.String(), long: true}
+	w.add(b, key, c)
 	w.twice(ctx, "start", cmd.ID, start)
-	b.followers.Go(func() { w.follow(ctx, b, cmd.ID, want.String()) })
+	b.followers.Go(func() { w.follow(ctx, b, c) })
 }
 
 // follow reads a command's stream to its end, taking it up again where it broke.
-func (w *world) follow(ctx context.Context, b *box, id, want string) {
+func (w *world) follow(ctx context.Context, b *box, cmd *command) {
+	id, want := cmd.id, cmd.want
 	var got strings.Builder
 	last := int64(0)
 	var end *testserver.Command
@@ -308,8 +325,10 @@ func (w *world) follow(ctx context.Context, b *box, id, want string) {
 	}
 	w.mu.Lock()
 	killed := b.killed
+	cmd.failed = end.Status == "failed" && got.Len() == 0
 	w.mu.Unlock()
 	switch {
+	case cmd.failed:
 	case end.Status == "killed": // its sandbox is being killed, or was
 		if !strings.HasPrefix(want, got.String()) {
 			w.t.Errorf("command %s was killed and its output is no beginning of what it prints: %q", id, got.String())
@@ -371,7 +390,7 @@ func (w *world) checkLogs(ctx context.Context, b *box) {
 			w.t.Errorf("command %s is lost: %v", cmd.id, err)
 			continue
 		}
-		if rec.Status != "exited" && !(b.killed && rec.Status == "killed") {
+		if rec.Status != "exited" && !(b.killed && rec.Status == "killed") && !(cmd.failed && rec.Status == "failed") {
 			w.t.Errorf("command %s: %+v", cmd.id, rec)
 		}
 		chunks, err := w.client.Logs(ctx, cmd.id)
@@ -421,9 +440,9 @@ func (w *world) checkInside(ctx context.Context, b *box) {
 			w.t.Errorf("command %q ran, but was not acknowledged", token)
 		}
 	}
-	for token := range b.commands {
-		if ran[token] == 0 {
-			w.t.Errorf("command %q was acknowledged, but did not run", token)
+	for token, cmd := range b.commands {
+		if cmd.failed != (ran[token] == 0) {
+			w.t.Errorf("command %q ran %d times; told to have failed: %v", token, ran[token], cmd.failed)
 		}
 	}
 }

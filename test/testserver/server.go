@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -196,9 +198,12 @@ func (s *Server) onlyTemplate(slug string) error {
 // Restart starts the process again, at the same address, and returns when it is
 // ready. Before, it must have been stopped or killed.
 func (s *Server) Restart(ctx context.Context) error {
-	listen := "127.0.0.1:0"
-	if s.URL != "" {
-		listen = strings.TrimPrefix(s.URL, "http://")
+	listen := strings.TrimPrefix(s.URL, "http://")
+	if listen == "" {
+		var err error
+		if listen, err = freeAddress(); err != nil {
+			return err
+		}
 	}
 	args := append([]string{"serve", "--data", s.Data, "--listen", listen}, s.opts.Args...)
 	cmd := exec.Command(s.bin, args...)
@@ -243,6 +248,18 @@ func (s *Server) Restart(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// freeAddress finds a port below those that the kernel gives to connections, which
+// could take it while the server is away.
+func freeAddress() (string, error) {
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000))
+		if l, err := net.Listen("tcp", address); err == nil {
+			return address, l.Close()
+		}
+	}
+	return "", errors.New("there is no free port")
 }
 
 func (s *Server) awaitReady(ctx context.Context) error {
