@@ -314,6 +314,11 @@ func (s *Service) follow(ctx context.Context, lc *liveCommand, open func(guest.S
 		last = chunks[len(chunks)-1].Seq
 		return nil
 	}
+	lc.mu.Lock()
+	if lc.rec.StartedAt.IsZero() {
+		lc.rec.StartedAt = now() // before the guest is told, so that it never lies after the start
+	}
+	lc.mu.Unlock()
 	watch := s.watchTimeout(ctx, lc)
 	defer watch()
 	lostAt := time.Now().Add(lostAfter)
@@ -389,12 +394,7 @@ func (s *Service) guestBroken(lc *liveCommand) {
 func (lc *liveCommand) markRunning() {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.rec.StartedAt.IsZero() {
-		lc.rec.StartedAt = now()
-	}
-	if lc.rec.Status != sandbox.CommandRunning {
-		lc.rec.Status = sandbox.CommandRunning
-	}
+	lc.rec.Status = sandbox.CommandRunning
 	select {
 	case <-lc.started:
 	default:
@@ -421,9 +421,8 @@ func (s *Service) finishExited(ctx context.Context, lc *liveCommand, exit guest.
 	lc.mu.Lock()
 	r := &lc.rec
 	r.FinishedAt = now()
-	if r.Duration = exit.End.Sub(exit.Start); r.Duration < 0 || r.StartedAt.Add(r.Duration).After(r.FinishedAt.Add(guestSlack)) {
-		r.Duration = r.FinishedAt.Sub(r.StartedAt) // the guest's clock is not to be trusted
-	}
+	// The guest measures best, but what it says is bounded by what we saw.
+	r.Duration = min(max(exit.End.Sub(exit.Start), 0), r.FinishedAt.Sub(r.StartedAt))
 	end := *r
 	lc.mu.Unlock()
 
