@@ -19,7 +19,7 @@ func (a *app) sandboxesCreate() *cobra.Command {
 		Use: "create", Short: "Create a sandbox and wait until it is usable", Args: args(0, 0),
 		Example: `  crownest sandboxes create
   crownest sandboxes create --template python --ttl-ms 600000 --metadata team=red
-  crownest sandboxes create --network allowlist --allow pypi.org:443`,
+  crownest sandboxes create --network allowlist --allow api.example.com:443`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(cmd, "ttl-ms", p.TTLMs); err != nil {
 				return err

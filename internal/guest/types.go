@@ -1,3 +1,7 @@
+// Package guest speaks with the guest, PID 1 of a sandbox, from the host's side:
+// the Session that callers use, and the client that implements it over one
+// connection. It trusts nothing the guest says, and knows neither how a sandbox
+// comes to exist nor what its commands are for.
 package guest
 
 import (
