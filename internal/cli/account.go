@@ -105,7 +105,7 @@ func (a *app) keysCommand() *cobra.Command {
 These commands send no API key: no key may make another one. They say who you
 are by CROWNEST_ORG_ID, CROWNEST_USER_ID and CROWNEST_ROLE (owner or admin),
 which a server believes on a loopback connection if it was started with --dev.
-Elsewhere, use "crownest admin keys create" on the server machine.`
+Elsewhere, use "crownest admin keys" on the server machine.`
 
 	var name string
 	var projects, scopes []string
@@ -175,7 +175,7 @@ func ownerHint(err error) error {
 	var apiErr *crownest.APIError
 	if errors.As(err, &apiErr) && (apiErr.Status == http.StatusUnauthorized || apiErr.Status == http.StatusForbidden) {
 		return &remediedError{err, "set CROWNEST_ORG_ID, CROWNEST_USER_ID and CROWNEST_ROLE for a server run with --dev, " +
-			"or use `crownest admin keys create` on the server machine"}
+			"or use `crownest admin keys` on the server machine"}
 	}
 	return err
 }

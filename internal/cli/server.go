@@ -111,7 +111,7 @@ flags, each overriding the one before.`,
 
 func (a *app) adminCommand() *cobra.Command {
 	return group("admin", "Manage a server from its own machine",
-		group("keys", "Make API keys", a.adminKeysCreate()))
+		group("keys", "Make, list and revoke API keys", a.adminKeysCreate(), a.adminKeysList(), a.adminKeysRevoke()))
 }
 
 // presets are named lists of scopes for keys made on the server machine.
@@ -151,7 +151,9 @@ running, and prints the secret alone. It is shown only this once.`,
 			if err != nil {
 				return err
 			}
-			return a.createKey(cmd.Context(), cfg, name, wanted, projects)
+			return a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
+				return a.createKey(cmd.Context(), db, org, name, wanted, projects)
+			})
 		},
 	}
 	flags = newOperatorFlags(c)
@@ -162,13 +164,14 @@ running, and prints the secret alone. It is shown only this once.`,
 	return c
 }
 
-func (a *app) createKey(ctx context.Context, cfg config.Config, name string, scopes, projects []string) (err error) {
+// withStore opens the database of the server on this machine, which may be running.
+func (a *app) withStore(ctx context.Context, cfg config.Config, do func(db store.Store, org store.Org) error) (err error) {
 	if cfg.Database == "" {
 		if _, statErr := os.Stat(cfg.Data); errors.Is(statErr, os.ErrNotExist) {
 			fmt.Fprintf(a.Err, "crownest: %s did not exist and is made now; is --data the server's directory?\n", printable(cfg.Data))
 		}
 	}
-	// The secret stands alone on stdout; the store's news are of no interest here.
+	// Output stands alone on stdout; the store's news are of no interest here.
 	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: slog.LevelError}))
 	db, err := server.OpenStore(ctx, cfg, log)
 	if err != nil {
@@ -179,6 +182,10 @@ func (a *app) createKey(ctx context.Context, cfg config.Config, name string, sco
 	if err != nil {
 		return err
 	}
+	return do(db, org)
+}
+
+func (a *app) createKey(ctx context.Context, db store.Store, org store.Org, name string, scopes, projects []string) error {
 	ids := make([]string, 0, len(projects))
 	for _, p := range projects {
 		if !sandbox.ValidID(sandbox.PrefixProject, p) {
@@ -202,20 +209,107 @@ func (a *app) createKey(ctx context.Context, cfg config.Config, name string, sco
 	if !a.json {
 		return a.write(secret + "\n")
 	}
-	return a.value(map[string]any{"secret": secret, "apiKey": struct {
-		ID              string   `json:"id"`
-		OrgID           string   `json:"orgId"`
-		Name            string   `json:"name"`
-		Prefix          string   `json:"prefix"`
-		Last4           string   `json:"last4"`
-		ProjectIDs      []string `json:"projectIds,omitempty"`
-		Scopes          []string `json:"scopes"`
-		CreatedByUserID string   `json:"createdByUserId"`
-		CreatedAt       string   `json:"createdAt"`
-	}{
-		key.ID, key.OrgID, key.Name, key.Prefix, key.Last4, key.ProjectIDs, key.Scopes,
-		key.CreatedByUserID, key.CreatedAt.UTC().Format("2006-01-02T15:04:05.000Z"),
-	}})
+	return a.value(struct {
+		APIKey keyRecord `json:"apiKey"`
+		Secret string    `json:"secret"`
+	}{recordOfKey(key), secret})
+}
+
+func (a *app) adminKeysList() *cobra.Command {
+	var flags *operatorFlags
+	c := &cobra.Command{
+		Use: "list", Short: "List all API keys, without their secrets", Args: args(0, 0),
+		Example: "  crownest admin keys list --data /var/lib/crownest",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := flags.load()
+			if err != nil {
+				return err
+			}
+			return a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
+				return a.listKeys(cmd.Context(), db, org)
+			})
+		},
+	}
+	flags = newOperatorFlags(c)
+	return c
+}
+
+func (a *app) listKeys(ctx context.Context, db store.Store, org store.Org) error {
+	var rows []json.RawMessage
+	page := store.Page{Limit: 500}
+	for {
+		keys, err := db.Keys(ctx, org.ID, page)
+		if err != nil {
+			return fmt.Errorf("listing the keys: %w", err)
+		}
+		for _, k := range keys {
+			row, err := json.Marshal(recordOfKey(k))
+			if err != nil {
+				return fmt.Errorf("listing the keys: %w", err)
+			}
+			rows = append(rows, row)
+			page.AfterTime, page.AfterID = k.CreatedAt, k.ID
+		}
+		if len(keys) < page.Limit {
+			return a.list(rows, "id", "name", "prefix", "last4", "createdAt", "revokedAt")
+		}
+	}
+}
+
+func (a *app) adminKeysRevoke() *cobra.Command {
+	var flags *operatorFlags
+	c := &cobra.Command{
+		Use: "revoke KEY_ID", Short: "End an API key", Args: args(1, 1),
+		Long:    "Ends an API key. A running server notices within a second and cuts its streams.",
+		Example: "  crownest admin keys revoke key_... --data /var/lib/crownest",
+		RunE: func(cmd *cobra.Command, words []string) error {
+			cfg, err := flags.load()
+			if err != nil {
+				return err
+			}
+			return a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
+				key, err := auth.RevokeKey(cmd.Context(), db, org, words[0])
+				if err != nil {
+					return err
+				}
+				return a.value(struct {
+					keyRecord
+					Status string `json:"status"`
+				}{recordOfKey(key), "revoked"})
+			})
+		},
+	}
+	flags = newOperatorFlags(c)
+	return c
+}
+
+// keyRecord is a key as the API shows it.
+type keyRecord struct {
+	ID              string   `json:"id"`
+	OrgID           string   `json:"orgId"`
+	Name            string   `json:"name"`
+	Prefix          string   `json:"prefix"`
+	Last4           string   `json:"last4"`
+	ProjectIDs      []string `json:"projectIds,omitempty"`
+	Scopes          []string `json:"scopes"`
+	CreatedByUserID string   `json:"createdByUserId"`
+	CreatedAt       string   `json:"createdAt"`
+	RevokedAt       string   `json:"revokedAt,omitempty"`
+	LastUsedAt      string   `json:"lastUsedAt,omitempty"`
+}
+
+func recordOfKey(k sandbox.Key) keyRecord {
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format("2006-01-02T15:04:05.000Z")
+	}
+	return keyRecord{
+		ID: k.ID, OrgID: k.OrgID, Name: k.Name, Prefix: k.Prefix, Last4: k.Last4,
+		ProjectIDs: k.ProjectIDs, Scopes: k.Scopes, CreatedByUserID: k.CreatedByUserID,
+		CreatedAt: at(k.CreatedAt), RevokedAt: at(k.RevokedAt), LastUsedAt: at(k.LastUsedAt),
+	}
 }
 
 func (a *app) templatesBuild() *cobra.Command {
