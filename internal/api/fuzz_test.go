@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
+	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +86,49 @@ func FuzzQuoted(f *testing.F) {
 		}
 		if n, _ := quotedPrefix(string(b), math.MaxInt); n != len(b) {
 			t.Errorf("%d of %d", n, len(b))
+		}
+	})
+}
+
+// FuzzBody decodes bodies; whatever is in them, the answer is a value that keeps
+// the rules or an error of the contract.
+func FuzzBody(f *testing.F) {
+	for _, s := range []string{
+		`{}`, `null`, `{"command":"x","env":{"A":"1"},"collect":[{"path":"a","name":"b"}],"timeoutMs":5,"_crownestRequireCommandRead":false}`,
+		`{"metadata":{"a":"b"},"network":{"egress":"allowlist","allow":["x"]},"ttlMs":1e3}`, `{"collect":[null]}`, `{"env":{"A":null}}`, `{"ttlMs":1e308}`,
+		`{"path":"a","content":"YQ==","encoding":"base64","overwrite":true,"sizeBytes":1}`,
+	} {
+		f.Add([]byte(s))
+	}
+	s, err := New(Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, op := range s.operations {
+			if op.bodySchema == nil {
+				continue
+			}
+			w := httptest.NewRecorder()
+			rq := &request{s: s, op: op, r: httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(body))}
+			rq.w = &responseWriter{ResponseWriter: w, rq: rq}
+			err := rq.readBody()
+			dst := reflect.New(op.request).Interface()
+			if err == nil {
+				err = rq.decode(dst)
+			}
+			if err != nil {
+				if status, _ := envelope(err, ""); status != http.StatusBadRequest {
+					t.Errorf("%s: %v", op.id, err)
+				}
+				continue
+			}
+			// What was accepted is accepted again in the form it was understood.
+			if again, err := json.Marshal(dst); err != nil {
+				t.Errorf("%s: %v", op.id, err)
+			} else if tree := map[string]any{}; json.Unmarshal(again, &tree) != nil || s.validate(op.bodySchema, tree) != nil {
+				t.Errorf("%s: %q was understood as %s", op.id, body, again)
+			}
 		}
 	})
 }

@@ -253,7 +253,10 @@ func (s *suite) slowRows(t *testing.T) {
 	})
 	s.slowRow(t, "6.1", "graceful cancel of a command that ignores it ends after 10 s", func(t *testing.T) {
 		sbx, _ := o.sandbox(t)
-		id := text(object(o.want(t, 202, "POST", sbx+"/commands/start", map[string]any{"command": "trap '' TERM; while true; do sleep 0.1; done"})["command"])["id"])
+		id := text(object(o.want(t, 202, "POST", sbx+"/commands/start", map[string]any{"command": "trap '' TERM; echo deaf; while true; do sleep 0.1; done"})["command"])["id"])
+		until(t, "it ignores the signal", 10*time.Second, func() bool {
+			return len(items(o.want(t, 200, "GET", "/v1/commands/"+id+"/logs", nil)["data"])) > 0
+		})
 		began := time.Now()
 		c := object(o.want(t, 200, "POST", "/v1/commands/"+id+"/cancel", map[string]any{})["command"])
 		if took := time.Since(began); took < 9*time.Second || took > 14*time.Second || c["terminationSignal"] != "SIGKILL" {
