@@ -14,7 +14,10 @@ import (
 // maxBatch bounds the bytes that one call of a sink gets.
 const maxBatch = 256 << 10
 
-// Start implements Session.
+// Start implements Session. The guest sends the output from the start without being
+// asked again, so a Process that nobody reads holds one of the session's streams
+// until the session ends. A repeated Start takes the output over from whoever reads
+// it.
 func (c *Client) Start(ctx context.Context, r StartRequest) (Process, error) {
 	k, err := c.open(ctx, protocol.OpStart, &protocol.Start{
 		ID: r.ID, Command: r.Command, Cwd: r.Cwd, Env: r.Env, Timeout: r.Timeout, Grace: r.TimeoutGrace,

@@ -5,6 +5,8 @@ package server
 import (
 	"io"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,21 +86,14 @@ func finish(t *testing.T, s *Server, sh *shell) outcome {
 		t.Error(err)
 	}
 	out.stdout, out.stderr, out.status = string(b), <-errs, <-sh.exit
-	pid := itoa(sh.pid)
-	out.stdout = strings.ReplaceAll(out.stdout, pid, "PID")
-	out.stderr = strings.ReplaceAll(out.stderr, pid, "PID")
+	pid := regexp.MustCompile(`\b` + strconv.Itoa(sh.pid) + `\b`)
+	out.stdout = pid.ReplaceAllString(out.stdout, "PID")
+	out.stderr = pid.ReplaceAllString(out.stderr, "PID")
 	s.uproot(sh.tree)
 	for _, f := range sh.output {
 		_ = f.Close()
 	}
 	return out
-}
-
-func itoa(n int) string {
-	if n < 10 {
-		return string(rune('0' + n))
-	}
-	return itoa(n/10) + string(rune('0'+n%10))
 }
 
 // TestWaitingShell runs scripts in a shell that waited and in a fresh one: nobody
