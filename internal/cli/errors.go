@@ -115,7 +115,7 @@ func (a *app) fail(ctx context.Context, err error) int {
 	for _, k := range keys {
 		fmt.Fprintf(&b, "  %s: %s\n", printable(k), printable(detail(f.Details[k])))
 	}
-	if requestID != "" && f.Status != nil && *f.Status >= http.StatusInternalServerError {
+	if requestID != "" && f.Details["requestId"] == nil && f.Status != nil && *f.Status >= http.StatusInternalServerError {
 		fmt.Fprintf(&b, "  requestId: %s\n", printable(requestID))
 	}
 	if f.Remediation != "" {
