@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -78,6 +79,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.leave()
 	rq := &request{s: s, r: r, id: sandbox.NewID(sandbox.PrefixRequest)}
 	rq.w = &responseWriter{ResponseWriter: w, rq: rq}
+	if s.log.Enabled(s.base, slog.LevelDebug) {
+		defer s.note(rq, time.Now())
+	}
 	defer s.recover(rq)
 
 	h := w.Header()
@@ -97,6 +101,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mux.ServeHTTP(rq.w, r)
+}
+
+// note logs a request that was answered.
+func (s *Server) note(rq *request, began time.Time) {
+	s.log.LogAttrs(s.base, slog.LevelDebug, "request",
+		slog.String("requestId", rq.id), slog.String("route", rq.route()), slog.Int("status", rq.w.code),
+		slog.Duration("took", time.Since(began)), slog.String("key", rq.call.KeyID), slog.String("ip", rq.call.IP))
 }
 
 // isClean reports whether the mux would take the path as it is. It would redirect

@@ -24,6 +24,12 @@ import (
 	"crownest.dev/crownest/test/testserver"
 )
 
+// What the server of the suite can hold.
+const (
+	capacity  = 14
+	diskBytes = 256 << 20
+)
+
 // suite is one server that all rows share.
 type suite struct {
 	server *testserver.Server
@@ -65,8 +71,12 @@ func TestContract(t *testing.T) {
 	s := &suite{doc: loadDocument(t)}
 	s.server = testserver.New(t, testserver.Options{
 		Template: "base", Args: []string{"--pool", "4"},
-		// High enough not to be in the way, on to see the headers.
-		Env: []string{"CROWNEST_RATE_LIMIT_PER_MINUTE=600000", "CROWNEST_RATE_LIMIT_BURST=100000"},
+		Env: []string{
+			// High enough not to be in the way, on to see the headers.
+			"CROWNEST_RATE_LIMIT_PER_MINUTE=600000", "CROWNEST_RATE_LIMIT_BURST=100000",
+			// Small enough to be filled.
+			fmt.Sprintf("CROWNEST_MAX_SANDBOXES=%d", capacity), fmt.Sprintf("CROWNEST_DISK_BYTES=%d", diskBytes),
+		},
 	})
 	s.url = s.server.URL
 	s.owner = s.caller(t, s.newKey(t, ""))
@@ -86,7 +96,7 @@ func TestContract(t *testing.T) {
 		s.accountRows(t)
 		s.badInputRows(t)
 	})
-	s.crashRow(t)
+	s.restartRows(t)
 	s.row(t, "1.6", "no answer was a 500 and nothing panicked", func(t *testing.T) {
 		for _, line := range strings.Split(s.server.Log(), "\n") {
 			if strings.Contains(line, "request failed") || strings.Contains(line, "panic") {

@@ -133,6 +133,24 @@ func (s *suite) fileRows(t *testing.T) {
 			t.Errorf("left behind: %v", c["stdout"])
 		}
 	})
+	s.row(t, "8", "a full disk is a quota, and heals", func(t *testing.T) {
+		sbx, _ := o.sandbox(t)
+		c := o.run(t, sbx, fmt.Sprintf("head -c %d /dev/zero > fill", diskBytes+1<<20))
+		if c["exitCode"] == float64(0) || !strings.Contains(text(c["stderr"]), "No space left on device") {
+			t.Errorf("%v %v", c["exitCode"], c["stderr"])
+		}
+		body := map[string]any{"path": "f", "content": strings.Repeat("x", 200_000)}
+		if details := o.refused(t, 429, "quota_exceeded", "PUT", sbx+"/files", body); details["quota"] != "sandbox_disk_bytes" {
+			t.Errorf("%v", details)
+		}
+		link := text(o.want(t, 201, "POST", sbx+"/files/upload-url", map[string]any{"path": "up"})["url"])
+		o.refused(t, 429, "quota_exceeded", "PUT", link, strings.Repeat("x", 2<<20), "Authorization", "")
+		o.want(t, 200, "DELETE", sbx+"/files?path=fill", nil)
+		o.want(t, 200, "PUT", sbx+"/files", body)
+		if c := o.run(t, sbx, "ls -A"); c["stdout"] != "f\n" {
+			t.Errorf("left behind: %v", c["stdout"])
+		}
+	})
 	s.row(t, "8", "mkdir, move, delete", func(t *testing.T) {
 		sbx, _ := o.sandbox(t)
 		o.want(t, 200, "POST", sbx+"/files/mkdir", map[string]any{"path": "d"})

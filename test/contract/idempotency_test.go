@@ -137,8 +137,9 @@ func (s *suite) idempotencyRows(t *testing.T) {
 	})
 }
 
-// crashRow kills the server in the middle of work that clients will ask for again.
-func (s *suite) crashRow(t *testing.T) {
+// restartRows stop and kill the server in the middle of work that clients wait for
+// or will ask for again.
+func (s *suite) restartRows(t *testing.T) {
 	o := s.owner
 	s.row(t, "1.9", "after kill -9 a retried run is the one command it was", func(t *testing.T) {
 		sbx, _ := o.sandbox(t)
@@ -167,6 +168,27 @@ func (s *suite) crashRow(t *testing.T) {
 		}
 		if n := len(items(o.want(t, 200, "GET", sbx+"/commands", nil)["data"])); n != 1 {
 			t.Errorf("%d commands", n)
+		}
+	})
+	s.row(t, "1.9", "SIGTERM: answers under way are finished", func(t *testing.T) {
+		sbx, _ := o.sandbox(t)
+		done := make(chan answer)
+		go func() {
+			done <- o.call(t, "POST", sbx+"/commands/run", map[string]any{"command": "sleep 2; echo end"})
+		}()
+		until(t, "it runs", 5*time.Second, func() bool {
+			return len(items(o.want(t, 200, "GET", sbx+"/commands", nil)["data"])) == 1
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+		defer cancel()
+		if err := s.server.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		if a := <-done; a.status != 200 || object(a.object(t)["command"])["stdout"] != "end\n" {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if err := s.server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	})
 	s.row(t, "1.9", "SIGTERM: a restart ends no command and no sandbox", func(t *testing.T) {

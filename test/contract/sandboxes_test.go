@@ -83,6 +83,24 @@ func (s *suite) sandboxRows(t *testing.T) {
 		}
 		o.refused(t, 400, "invalid_request", "POST", "/v1/sandboxes", map[string]any{"template": "node", "templateVersionId": version})
 	})
+	s.row(t, "5.1", "a full host says so at once", func(t *testing.T) {
+		full := false
+		for range capacity + 1 {
+			a := o.call(t, "POST", "/v1/sandboxes", nil)
+			if a.status == 201 {
+				id := text(object(a.object(t)["sandbox"])["id"])
+				defer o.call(t, "DELETE", "/v1/sandboxes/"+id, nil)
+				continue
+			}
+			full = true
+			if code, _ := a.envelope(t); a.status != 503 || code != "capacity_exhausted" || a.header.Get("Retry-After") == "" {
+				t.Errorf("%d %s %v", a.status, code, a.header)
+			}
+		}
+		if !full {
+			t.Error("it never was")
+		}
+	})
 	s.row(t, "5.3", "extend, also downwards; its limits", func(t *testing.T) {
 		sbx, _ := o.sandbox(t)
 		for _, ttl := range []int{7_200_000, 30_000} {
@@ -215,6 +233,11 @@ func (s *suite) accountRows(t *testing.T) {
 		}
 		if !actions["sandbox.create"] || !actions["sandbox.kill"] {
 			t.Errorf("%v", actions)
+		}
+		poor := s.caller(t, s.newKey(t, "", "usage:read"))
+		poor.refused(t, 403, "forbidden", "POST", "/v1/sandboxes", nil)
+		if n := len(items(o.want(t, 200, "GET", "/v1/audit-events?action=request.denied&limit=1", nil)["data"])); n != 1 {
+			t.Error("a refusal left no event")
 		}
 		check := o.want(t, 200, "GET", "/v1/audit-events/verify", nil)
 		if check["ok"] != true || check["checked"] == float64(0) {
