@@ -268,12 +268,13 @@ func (s *Service) binding(sb sandbox.Sandbox) guest.Binding {
 	return guest.Binding{
 		SandboxID: sb.ID,
 		Hostname:  "sandbox",
+		// The guest sets HOME, USER, SHELL and LANG by itself; named here they would
+		// make every command start a shell of its own.
 		Env: []string{
 			"CROWNEST=1",
 			"CROWNEST_SANDBOX_ID=" + sb.ID,
 			"CROWNEST_PROJECT_ID=" + sb.ProjectID,
 			"CROWNEST_TEMPLATE=" + sb.TemplateSlug,
-			"HOME=/home/sandbox", "USER=sandbox", "LOGNAME=sandbox", "SHELL=/bin/bash", "LANG=C.UTF-8",
 			"PATH=" + template.Path,
 		},
 		MaxProcesses: sb.Resources.MaxProcesses,
