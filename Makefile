@@ -26,7 +26,7 @@ build: guest ## build bin/crownest, static, with the guest inside
 # when its sources changed, and leaves equal bytes to hit the build cache.
 guest:
 	@mkdir -p $(dir $(GUEST))
-	@$(GOBUILD) -ldflags "-s -w" -o $(GUEST) ./cmd/crownest-guest
+	@$(GOBUILD) -ldflags "-s -w -X main.build=$(VERSION)" -o $(GUEST) ./cmd/crownest-guest
 
 templates: deps build ## build the template images that are not there yet
 	@tools/as-root.sh bin/crownest templates build

@@ -22,8 +22,6 @@ var (
 	ErrDisconnected = errors.New("guest disconnected")
 	// ErrNoProcess says that the guest does not know the command.
 	ErrNoProcess = errors.New("guest knows no such command")
-	// ErrSuperseded says that another reader took over a command's output.
-	ErrSuperseded = errors.New("another reader took over")
 	// ErrProtocol says that the guest broke the protocol: it is too old, broken or
 	// hostile, and the session is closed. It is an ErrDisconnected as well.
 	ErrProtocol = errors.New("guest broke the protocol")
