@@ -893,7 +893,7 @@ func TestPrintable(t *testing.T) {
 func TestProgressBar(t *testing.T) {
 	var w bytes.Buffer
 	now := time.Unix(0, 0)
-	p := &progressBar{w: &w, label: "uploading x", now: func() time.Time { return now }, started: now, all: -1}
+	p := &progressBar{w: &w, label: "uploading x", width: 200, now: func() time.Time { return now }, started: now, all: -1}
 	p.total(4 << 20)
 	p.add(1 << 20)
 	if w.Len() != 0 {
@@ -905,6 +905,12 @@ func TestProgressBar(t *testing.T) {
 	p.add(1 << 20) // too soon to be drawn
 	if want := "\ruploading x  [############------------]  50%  2.0 MiB of 4.0 MiB  2.0 MiB/s  1s left\x1b[K"; w.String() != want {
 		t.Errorf("drawn %q, want %q", w.String(), want)
+	}
+	p.width, now = 20, now.Add(time.Second)
+	w.Reset()
+	p.add(1)
+	if want := "\ruploading x  [#####\x1b[K"; w.String() != want {
+		t.Errorf("on a narrow terminal %q, want %q", w.String(), want)
 	}
 	p.end()
 	if !strings.HasSuffix(w.String(), "\r\x1b[K") {

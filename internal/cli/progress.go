@@ -3,9 +3,12 @@ package cli
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/term"
 )
 
 const (
@@ -20,6 +23,7 @@ const (
 type progressBar struct {
 	w     io.Writer // nil = silent
 	label string
+	width int // of the terminal
 	now   func() time.Time
 
 	mu      sync.Mutex
@@ -33,7 +37,7 @@ type progressBar struct {
 func (a *app) progress(label string) *progressBar {
 	p := &progressBar{label: printable(label), all: -1, now: time.Now}
 	if a.errTTY {
-		p.w = a.Err
+		p.w, p.width = a.Err, terminalWidth(a.Err)
 	}
 	p.started = p.now()
 	return p
@@ -59,7 +63,7 @@ func (p *progressBar) add(n int) {
 		return
 	}
 	p.drawn, p.shown = now, true
-	_, _ = io.WriteString(p.w, "\r"+p.line(now)+"\x1b[K")
+	_, _ = io.WriteString(p.w, "\r"+clip(p.line(now), p.width)+"\x1b[K")
 }
 
 // end removes the bar.
@@ -85,6 +89,25 @@ func (p *progressBar) line(now time.Time) string {
 	return fmt.Sprintf("%s  [%s%s] %3.0f%%  %s of %s  %s/s  %s left", p.label,
 		strings.Repeat("#", filled), strings.Repeat("-", width-filled), share*100,
 		byteSize(p.done), byteSize(p.all), byteSize(int64(rate)), max(left, 0))
+}
+
+// terminalWidth is how many columns w has, if it is a terminal.
+func terminalWidth(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if columns, _, err := term.GetSize(int(f.Fd())); err == nil && columns > 0 {
+			return columns
+		}
+	}
+	return 80
+}
+
+// clip shortens a line so that it does not wrap: a wrapped line could not be
+// drawn over.
+func clip(line string, width int) string {
+	if runes := []rune(line); len(runes) >= width {
+		return string(runes[:max(width-1, 0)])
+	}
+	return line
 }
 
 func byteSize(n int64) string {

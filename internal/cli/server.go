@@ -426,11 +426,7 @@ func (b *buildView) report(p template.Progress) {
 	if p.Line != "" {
 		line += "  " + printable(p.Line)
 	}
-	const columns = 100
-	if runes := []rune(line); len(runes) > columns {
-		line = string(runes[:columns])
-	}
-	fmt.Fprintf(b.w, "\r%s\x1b[K", line)
+	fmt.Fprintf(b.w, "\r%s\x1b[K", clip(line, terminalWidth(b.w)))
 }
 
 func (b *buildView) end() {
