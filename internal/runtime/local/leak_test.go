@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,10 +80,7 @@ func victim() {
 	spec.Resources.MemoryBytes, spec.Resources.DiskBytes, spec.Resources.VCPU = 256<<20, 64<<20, 1
 	d, err := local.New(context.Background(), local.Options{
 		DataDir: words[0], Guest: guest, MaxSandboxes: 8,
-		Ready: func(_ context.Context, _ runtime.Instance, c net.Conn) error {
-			_, err := lineguest.Ask(c, "ping", 10*time.Second)
-			return err
-		},
+		Ready: pingOnce,
 	})
 	if err != nil {
 		panic(err)

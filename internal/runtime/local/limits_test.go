@@ -3,7 +3,6 @@ package local_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -172,11 +171,7 @@ func TestSwarm(t *testing.T) {
 // TestFast holds the promises about time with room for a busy machine, and prints
 // the figures.
 func TestFast(t *testing.T) {
-	d := open(t, local.Options{DataDir: t.TempDir(), Ready: func(_ context.Context, _ runtime.Instance, c net.Conn) error {
-		defer c.Close()
-		_, err := lineguest.Ask(c, "ping", patience)
-		return err
-	}})
+	d := open(t, local.Options{DataDir: t.TempDir()})
 	defer shut(t, d)
 	const n = 8
 	fill(t, d, n)

@@ -3,6 +3,7 @@ package local_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"crownest.dev/crownest/internal/runtime/local"
 	"crownest.dev/crownest/internal/runtime/local/runsc"
 	"crownest.dev/crownest/internal/runtime/runtimetest"
+	"crownest.dev/crownest/internal/runtime/runtimetest/lineguest"
 	"crownest.dev/crownest/internal/sandbox"
 )
 
@@ -104,9 +106,19 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// pingOnce is a Ready hook that waits until the guest answers.
+func pingOnce(_ context.Context, _ runtime.Instance, c net.Conn) error {
+	defer c.Close()
+	_, err := lineguest.Ask(c, "ping", patience)
+	return err
+}
+
 func open(t testing.TB, opts local.Options) *local.Driver {
 	t.Helper()
 	opts.Guest = guest
+	if opts.Ready == nil {
+		opts.Ready = pingOnce
+	}
 	d, err := local.New(t.Context(), opts)
 	if err != nil {
 		t.Fatalf("opening driver: %v", err)

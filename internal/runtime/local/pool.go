@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,7 +36,8 @@ type pool struct {
 
 // waiter is an Acquire call that found no instance.
 type waiter struct {
-	got chan acquired // buffered, gets one value
+	got     chan acquired // buffered, gets one value
+	retried bool          // a launch for it has failed
 }
 
 type acquired struct {
@@ -332,6 +334,10 @@ func (d *Driver) launched(p *pool, in *instance, err error) {
 		p.failures, p.notBefore = 0, time.Time{}
 		d.watch(in)
 		d.offer(p, in)
+	case len(p.waiters) > 0 && !p.waiters[0].retried && !errors.Is(err, runtime.ErrNoImage):
+		// On a host with far too much to do a launch may fail for want of time.
+		p.waiters[0].retried = true
+		d.log.Warn("cannot launch a sandbox, trying once more", "image", p.spec.ImageID, "err", err)
 	case len(p.waiters) > 0:
 		w := p.waiters[0]
 		p.waiters = p.waiters[1:]

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,7 +13,6 @@ import (
 
 	"crownest.dev/crownest/internal/runtime"
 	"crownest.dev/crownest/internal/runtime/local"
-	"crownest.dev/crownest/internal/runtime/runtimetest/lineguest"
 )
 
 // record reads the written record of an instance.
@@ -221,11 +219,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 func BenchmarkIdle(b *testing.B) {
 	const n = 40
 	for range b.N {
-		d := open(b, local.Options{DataDir: b.TempDir(), Ready: func(_ context.Context, _ runtime.Instance, c net.Conn) error {
-			defer c.Close()
-			_, err := lineguest.Ask(c, "ping", patience)
-			return err
-		}})
+		d := open(b, local.Options{DataDir: b.TempDir()})
 		fill(b, d, 5) // what is paid once
 		before := available(b)
 		started := time.Now()

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -143,6 +144,7 @@ func launcherMain() int {
 	res, err := launch()
 	if err != nil {
 		reply.Error = err.Error()
+		endChildren()
 	} else {
 		reply.LaunchResult = *res
 	}
@@ -150,6 +152,31 @@ func launcherMain() int {
 		return 1
 	}
 	return 0
+}
+
+// endChildren ends and collects what a failed launch has started. Dead children
+// would otherwise fall to the service, who cannot know them.
+func endChildren() {
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return
+	}
+	for _, list := range lists {
+		raw, err := os.ReadFile(list)
+		if err != nil {
+			continue
+		}
+		for _, child := range strings.Fields(string(raw)) {
+			if pid, err := strconv.Atoi(child); err == nil {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+	}
+	for {
+		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 func launch() (*LaunchResult, error) {
