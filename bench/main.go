@@ -3,9 +3,10 @@
 // loopback and knows nothing of its inside; the one exception is the million
 // command records, which it writes into the database of the stopped server.
 //
-//	bench [-quick] [-only REGEXP] [-out FILE]
+//	bench [-quick] [-only REGEXP] [-out FILE] [-doc FILE]
 //
-// It prints a table and writes the same as JSON.
+// It prints a table and writes the same as JSON and, if asked to, into a page of
+// the documentation.
 package main
 
 import (
@@ -59,6 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	quick := flags.Bool("quick", false, "a smoke test: few repetitions, figures mean little")
 	only := flags.String("only", "", "run the groups whose name matches this regular expression")
 	out := flags.String("out", "bench/results.json", "file for the results")
+	doc := flags.String("doc", "", "Markdown file whose part between the bench marks is written anew")
 	limit := flags.Duration("limit", 10*time.Minute, "end by then, whatever is done")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -85,6 +87,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err := write(*out, res); err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 1
+	}
+	if *doc != "" {
+		if err := document(*doc, res); err != nil {
+			fmt.Fprintln(stderr, "bench:", err)
+			return 1
+		}
 	}
 	if failed > 0 {
 		fmt.Fprintf(stderr, "bench: %d groups failed\n", failed)

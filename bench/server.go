@@ -99,6 +99,47 @@ func (r running) settled() bool {
 	return true
 }
 
+// cpu is the processor time that a piece of work took. Unlike the time on the
+// clock it means something on a machine that others use too.
+type cpu struct{ server, sandboxes time.Duration }
+
+func (r running) cpu() (c cpu, err error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.PID()))
+	if err != nil {
+		return c, err
+	}
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	const hz = 100 // what the kernel tells programs, whatever it uses itself
+	for _, i := range []int{11, 12} {
+		ticks, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return c, err
+		}
+		c.server += time.Duration(ticks) * time.Second / hz
+	}
+	c.sandboxes, err = r.SandboxCPU()
+	return c, err
+}
+
+// costing measures fn and adds the processor time it took.
+func (b *bench) costing(r running, what string, fn func() error) error {
+	before, err := r.cpu()
+	if err != nil {
+		return err
+	}
+	if err := fn(); err != nil {
+		return err
+	}
+	after, err := r.cpu()
+	if err != nil {
+		return err
+	}
+	n := float64(b.n(3, 1))
+	b.add(what+", CPU of the server", crownest, "ms", []float64{ms(after.server-before.server) / n})
+	b.add(what+", CPU of the sandboxes", crownest, "ms", []float64{ms(after.sandboxes-before.sandboxes) / n})
+	return nil
+}
+
 func (r running) killAll(ctx context.Context, ids []string) error {
 	return parallel(ctx, 8, len(ids), func(ctx context.Context, i int) error {
 		_, err := r.KillSandbox(ctx, "", ids[i])
@@ -260,6 +301,15 @@ func (b *bench) stream(ctx context.Context, r running, id string) error {
 		return err
 	}
 	var values []float64
+	err := b.costing(r, whatStream, func() (err error) {
+		values, err = b.streams(ctx, r, id)
+		return err
+	})
+	b.add(whatStream, crownest, "MB/s", values)
+	return err
+}
+
+func (b *bench) streams(ctx context.Context, r running, id string) (values []float64, err error) {
 	for range b.n(3, 1) {
 		got, status := 0, ""
 		began := time.Now()
@@ -275,15 +325,14 @@ func (b *bench) stream(ctx context.Context, r running, id string) error {
 			return nil
 		})
 		if err != nil {
-			return err
+			return values, err
 		}
 		if got != streamBytes || status != "exited" {
-			return fmt.Errorf("%d of %d bytes arrived, status %s", got, streamBytes, status)
+			return values, fmt.Errorf("%d of %d bytes arrived, status %s", got, streamBytes, status)
 		}
 		values = append(values, mbps(streamBytes, time.Since(began)))
 	}
-	b.add(whatStream, crownest, "MB/s", values)
-	return nil
+	return values, nil
 }
 
 func (b *bench) files(ctx context.Context, r running, id string) error {
@@ -297,8 +346,7 @@ func (b *bench) files(ctx context.Context, r running, id string) error {
 	}
 	sum := sha256.Sum256(data)
 	var ups, downs []float64
-	for i := range b.n(3, 1) {
-		path := fmt.Sprintf("/workspace/file%d", i)
+	upload := func(path string) error {
 		began := time.Now()
 		var ticket struct {
 			UploadURL string `json:"url"`
@@ -321,13 +369,16 @@ func (b *bench) files(ctx context.Context, r running, id string) error {
 			return fmt.Errorf("upload: %w", err)
 		}
 		ups = append(ups, mbps(fileBytes, time.Since(began)))
-
-		began = time.Now()
+		return nil
+	}
+	download := func(path string) error {
+		began := time.Now()
 		var link struct{ URL string }
 		if err := r.Do(ctx, http.MethodPost, "/v1/sandboxes/"+id+"/files/download-url", "", map[string]any{"path": path}, &link); err != nil {
 			return err
 		}
-		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, link.URL, nil); err != nil {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, link.URL, nil)
+		if err != nil {
 			return err
 		}
 		h := sha256.New()
@@ -338,7 +389,27 @@ func (b *bench) files(ctx context.Context, r running, id string) error {
 			return errors.New("download: other bytes came back")
 		}
 		downs = append(downs, mbps(fileBytes, time.Since(began)))
-		if err := r.Do(ctx, http.MethodDelete, "/v1/sandboxes/"+id+"/files?path="+path, "", nil, nil); err != nil {
+		return nil
+	}
+	path := func(i int) string { return fmt.Sprintf("/workspace/file%d", i) }
+	for _, step := range []struct {
+		what string
+		run  func(string) error
+	}{{whatUpload, upload}, {whatDownload, download}} {
+		err := b.costing(r, step.what, func() error {
+			for i := range b.n(3, 1) {
+				if err := step.run(path(i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for i := range b.n(3, 1) {
+		if err := r.Do(ctx, http.MethodDelete, "/v1/sandboxes/"+id+"/files?path="+path(i), "", nil, nil); err != nil {
 			return err
 		}
 	}

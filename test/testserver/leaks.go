@@ -266,3 +266,23 @@ func (s *Server) Groups(controller string) ([]string, error) {
 		return mount != "/sys/fs/cgroup" && !slices.Contains(strings.Split(filepath.Base(mount), ","), controller)
 	}), nil
 }
+
+// SandboxCPU is the processor time of all sandboxes together, those that have
+// ended included.
+func (s *Server) SandboxCPU() (time.Duration, error) {
+	if raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/cpuacct", s.group(), "cpuacct.usage")); err == nil {
+		n, err := strconv.ParseInt(string(bytes.TrimSpace(raw)), 10, 64)
+		return time.Duration(n), err
+	}
+	raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", s.group(), "cpu.stat"))
+	if err != nil {
+		return 0, fmt.Errorf("reading the sandboxes' processor time: %w", err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if value, ok := strings.CutPrefix(line, "usage_usec "); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+			return time.Duration(n) * time.Microsecond, err
+		}
+	}
+	return 0, errors.New("the cgroup does not tell the sandboxes' processor time")
+}
