@@ -61,6 +61,8 @@ type Options struct {
 
 	BodyLimit int64     // of JSON bodies; 0 = 4 MiB
 	RateLimit RateLimit // zero = off
+	// Dev, if set, lets headers on loopback connections stand for a signed-in person.
+	Dev *DevSessions
 	// Ready reports whether the server can do its work.
 	Ready func() bool
 	// BootID names this run of this process among the owners of operations.

@@ -19,6 +19,8 @@ type Control interface {
 
 	Keys(ctx context.Context, c control.Call, p store.Page) (control.Page[sandbox.Key], error)
 	Key(ctx context.Context, c control.Call, id string) (sandbox.Key, error)
+	// CreateKey makes a key for a signed-in person; the secret is returned once.
+	CreateKey(ctx context.Context, c control.Call, name string, scopes, projectIDs []string) (string, sandbox.Key, error)
 	RevokeKey(ctx context.Context, c control.Call, id string) (sandbox.Key, error)
 
 	Templates(ctx context.Context, c control.Call) ([]control.Template, error)

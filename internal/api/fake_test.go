@@ -122,6 +122,11 @@ func (f *fakeControl) Key(_ context.Context, c control.Call, id string) (sandbox
 	return sandbox.Key{ID: id, OrgID: c.OrgID, Name: "k", Scopes: c.Scopes, CreatedByUserID: c.UserID, CreatedAt: time.Now()}, nil
 }
 
+func (f *fakeControl) CreateKey(_ context.Context, c control.Call, name string, scopes, projectIDs []string) (string, sandbox.Key, error) {
+	id := sandbox.ID(sandbox.PrefixKey, c.OperationID)
+	return "cn_live_secret", sandbox.Key{ID: id, OrgID: c.OrgID, Name: name, Scopes: scopes, ProjectIDs: projectIDs, CreatedByUserID: c.UserID, CreatedAt: time.Now()}, nil
+}
+
 func (f *fakeControl) RevokeKey(ctx context.Context, c control.Call, id string) (sandbox.Key, error) {
 	k, err := f.Key(ctx, c, id)
 	k.RevokedAt = time.Now()

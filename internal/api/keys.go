@@ -41,13 +41,28 @@ func (s *Server) addKeys() {
 	})
 
 	// No key makes keys, whatever its scopes. They come from the operator on the
-	// server's machine; the route is there to say so.
-	stream(s, operation{
-		method: http.MethodPost, path: collection, raw: true,
-	}, func(context.Context, *request) error {
-		return sandbox.NewError(sandbox.CodeForbidden, "API keys cannot create API keys; use `crownest admin keys create` on the server.").
-			With("reason", "key_minting")
+	// server's machine or from a person who is signed in.
+	mutation(s, operation{
+		method: http.MethodPost, path: collection, status: http.StatusCreated, human: true, secret: true,
+		makes: sandbox.PrefixKey,
+	}, func(ctx context.Context, rq *request, in *wireCreateApiKey) (wireCreatedApiKey, error) {
+		secret, k, err := s.control.CreateKey(ctx, rq.call, in.Name, in.Scopes, in.ProjectIDs)
+		if err != nil {
+			return wireCreatedApiKey{}, err
+		}
+		return wireCreatedApiKey{APIKey: toKey(k), Secret: secret}, nil
 	})
+}
+
+type wireCreateApiKey struct {
+	Name       string   `json:"name" minLength:"1" maxLength:"128"`
+	Scopes     []string `json:"scopes" minItems:"1" maxItems:"64"`
+	ProjectIDs []string `json:"projectIds,omitempty" maxItems:"100"`
+}
+
+type wireCreatedApiKey struct {
+	APIKey wireApiKey `json:"apiKey"`
+	Secret string     `json:"secret"`
 }
 
 func keyAnswer(k sandbox.Key, err error) (wireApiKeyAnswer, error) {

@@ -25,6 +25,7 @@ type operation struct {
 	summary string
 	scope   string // empty = any key will do
 	public  bool   // needs no credential
+	human   bool   // for a signed-in person, never for a key
 	signed  bool   // a signed URL may stand in for the credential, see grant
 	status  int    // of success; 0 = 200
 	cost    float64

@@ -177,6 +177,10 @@ func (s *Server) admit(rq *request) error {
 			return err
 		}
 	}
+	if op.human && rq.principal().Kind != auth.KindHuman {
+		return sandbox.NewError(sandbox.CodeForbidden, "API keys cannot create API keys; use `crownest admin keys create` on the server.").
+			With("reason", "key_minting")
+	}
 	if !rq.viaURL {
 		if err := rq.require(op.scope); err != nil {
 			return err

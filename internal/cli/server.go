@@ -47,7 +47,7 @@ func newOperatorFlags(c *cobra.Command) *operatorFlags {
 
 // flagKeys are the flags that set a value of the configuration, and its name there.
 var flagKeys = map[string]string{
-	"data": "data", "listen": "listen", "pool": "pool", "template-dir": "template_dir",
+	"data": "data", "listen": "listen", "pool": "pool", "template-dir": "template_dir", "dev": "dev",
 }
 
 func (o *operatorFlags) load() (config.Config, error) {
@@ -106,6 +106,7 @@ flags, each overriding the one before.`,
 	c.Flags().String("listen", "", "`HOST:PORT`; port 0 takes a free one (default 127.0.0.1:8787)")
 	c.Flags().Int("pool", 0, "at most `N` started sandboxes of one template wait (default 8)")
 	c.Flags().String("template-dir", "", "`DIR` of the template images")
+	c.Flags().Bool("dev", false, "let headers on loopback stand for a signed-in owner, for development only")
 	return c
 }
 

@@ -82,6 +82,10 @@ type Config struct {
 	ComputeUnitSecondsPerCredit float64 `koanf:"compute_unit_seconds_per_credit"`
 	SandboxHourUSD              float64 `koanf:"sandbox_hour_usd"`
 
+	// Dev lets headers on loopback connections stand for a signed-in person. Never
+	// set it where others can reach the port.
+	Dev bool `koanf:"dev"`
+
 	// LogLevel is debug, info, warn or error; LogFormat text or json.
 	LogLevel  string `koanf:"log_level"`
 	LogFormat string `koanf:"log_format"`

@@ -9,6 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"crownest.dev/crownest/internal/auth"
 	"crownest.dev/crownest/internal/sandbox"
 	"crownest.dev/crownest/internal/store"
 	"crownest.dev/crownest/internal/template"
@@ -155,6 +156,14 @@ func (s *Service) Key(ctx context.Context, c Call, id string) (sandbox.Key, erro
 		return k, fmt.Errorf("reading key %s: %w", id, err)
 	}
 	return k, nil
+}
+
+// CreateKey makes a key for the caller's organisation.
+func (s *Service) CreateKey(ctx context.Context, c Call, name string, scopes, projectIDs []string) (string, sandbox.Key, error) {
+	return auth.CreateKey(ctx, s.store, auth.KeyParams{
+		OrgID: c.OrgID, Name: name, Scopes: scopes, ProjectIDs: projectIDs,
+		CreatedByUserID: c.UserID, Actor: c.actor(), RequestID: c.RequestID,
+	})
 }
 
 // RevokeKey ends a key at once. Revoking again changes nothing.

@@ -138,8 +138,15 @@ func open(ctx context.Context, o Options) (_ *server, err error) {
 		return nil, err
 	}
 	s.onClose(func(context.Context) error { return db.Close() })
-	if _, _, err := auth.EnsureOrg(ctx, db); err != nil {
+	org, _, err := auth.EnsureOrg(ctx, db)
+	if err != nil {
 		return nil, fmt.Errorf("making the organisation: %w", err)
+	}
+	var dev *api.DevSessions
+	if s.cfg.Dev {
+		s.log.Warn("running with dev: whoever reaches this port from this machine can be an owner",
+			"CROWNEST_ORG_ID", org.ID, "CROWNEST_USER_ID", org.OperatorUserID, "CROWNEST_ROLE", "owner")
+		dev = &api.DevSessions{OrgID: org.ID, UserID: org.OperatorUserID}
 	}
 	keys := auth.NewAuthenticator(db, s.log)
 	s.onClose(func(context.Context) error { return keys.Close() })
@@ -186,7 +193,7 @@ func open(ctx context.Context, o Options) (_ *server, err error) {
 	s.api, err = api.New(api.Options{
 		Control: s.control, Auth: keys, Signer: signer, Store: db, Log: s.log,
 		PublicURL: s.cfg.PublicURL, TrustedProxies: proxies, CORSOrigins: s.cfg.CORSOrigins,
-		BodyLimit: s.cfg.BodyLimitBytes,
+		BodyLimit: s.cfg.BodyLimitBytes, Dev: dev,
 		RateLimit: api.RateLimit{PerMinute: s.cfg.RateLimitPerMinute, Burst: s.cfg.RateLimitBurst},
 		Ready:     s.ready.Load, BootID: sandbox.NewSuffix(), Version: version.Version,
 	})
