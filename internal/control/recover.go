@@ -81,7 +81,7 @@ func (s *Service) recoverSandbox(ctx context.Context, sb sandbox.Sandbox, in run
 			cause.status = sandbox.StatusFailed
 		}
 		s.beginEnd(l, cause)
-	case !exists:
+	case !exists || in.Ended:
 		cause.detail = "the instance was gone after a restart of the server"
 		s.beginEnd(l, cause)
 	case in.Outdated:
