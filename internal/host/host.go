@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -311,9 +312,21 @@ func processes() Check {
 	return good(name, "pid_max %d, threads-max %d", pidMax, threads)
 }
 
+// portPatience is how long a port may stay taken by what is about to let go of it.
+const portPatience = 2 * time.Second
+
 func port(ctx context.Context, addr string) Check {
 	const name = "port"
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	var l net.Listener
+	var err error
+	// A server that was killed a moment ago may have been starting a process, which
+	// holds a copy of its socket until it has become the other program.
+	for deadline := time.Now().Add(portPatience); ; time.Sleep(portPatience / 50) {
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		if !errors.Is(err, syscall.EADDRINUSE) || ctx.Err() != nil || time.Now().After(deadline) {
+			break
+		}
+	}
 	if err != nil {
 		return bad(name, "stop what listens there, or choose another address with --listen", "%v", err)
 	}

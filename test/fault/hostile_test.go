@@ -113,6 +113,10 @@ func TestHostileGuests(t *testing.T) {
 			switch {
 			case attack.mayEnd && testserver.Code(err) == "sandbox_destroyed":
 				got, err := c.GetSandbox(ctx, sbx.ID)
+				for err == nil && got.Status == "expiring" {
+					wait(ctx, 20*time.Millisecond) // its end is under way
+					got, err = c.GetSandbox(ctx, sbx.ID)
+				}
 				if err != nil || got.Status != "destroyed" || got.DestroyedReason != "platform_cleanup" {
 					t.Errorf("the sandbox is %s, %s, %v", got.Status, got.DestroyedReason, err)
 				}
