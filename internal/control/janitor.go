@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"crownest.dev/crownest/internal/runtime"
 	"crownest.dev/crownest/internal/sandbox"
 	"crownest.dev/crownest/internal/store"
 )
@@ -53,6 +54,13 @@ func (s *Service) meterAll(ctx context.Context) error {
 		return fmt.Errorf("listing active sandboxes: %w", err)
 	}
 	for _, sb := range active {
+		if s.lookupLive(sb.ID) == nil && time.Since(sb.CreatedAt) > provisionTimeout {
+			// A record that nobody works on, left by a write whose outcome was unclear.
+			if err := s.recoverSandbox(ctx, sb, runtime.Instance{}, false); err != nil {
+				return fmt.Errorf("taking up %s: %w", sb.ID, err)
+			}
+			continue
+		}
 		if sb.Status != sandbox.StatusReady {
 			continue
 		}

@@ -68,7 +68,9 @@ func (s *Service) recoverSandbox(ctx context.Context, sb sandbox.Sandbox, in run
 		if err := s.recoverCommands(ctx, l); err != nil {
 			return err
 		}
-		s.spawn(func(ctx context.Context) { s.provision(ctx, sb, l) })
+		recorded := make(chan error, 1)
+		recorded <- nil
+		s.spawn(func(ctx context.Context) { s.provision(ctx, sb, l, recorded) })
 		return nil
 	}
 	l.runtimeID = sb.RuntimeID

@@ -45,6 +45,13 @@ func (s *Service) CreateSandbox(ctx context.Context, c Call, in CreateSandboxInp
 	if err != nil {
 		return none, err
 	}
+	// The record is written while an instance is claimed and bound. A crash between
+	// the two leaves an instance that no record names, which Recover removes.
+	recorded := make(chan error, 1)
+	if !s.spawn(func(ctx context.Context) { s.provision(ctx, sb, l, recorded) }) {
+		s.unregister(l)
+		return none, errStopping
+	}
 	create := s.auditEvent(c, "sandbox.create", "sandbox", sb.ID, sb.ProjectID, map[string]any{"template": sb.TemplateSlug})
 	err = s.store.Update(ctx, func(tx store.Tx) error {
 		if err := tx.InsertSandbox(ctx, sb); err != nil {
@@ -55,13 +62,9 @@ func (s *Service) CreateSandbox(ctx context.Context, c Call, in CreateSandboxInp
 		}
 		return tx.AppendAudit(ctx, create)
 	})
+	recorded <- err
 	if err != nil {
-		s.unregister(l)
 		return none, fmt.Errorf("recording sandbox %s: %w", id, err)
-	}
-	if !s.spawn(func(ctx context.Context) { s.provision(ctx, sb, l) }) {
-		s.unregister(l)
-		return none, errStopping
 	}
 	return s.awaitCreated(ctx, id)
 }
@@ -176,8 +179,9 @@ func (s *Service) awaitEnd(ctx context.Context, l *live) {
 	}
 }
 
-// provision turns a recorded sandbox into a usable one, or into a failed one.
-func (s *Service) provision(ctx context.Context, sb sandbox.Sandbox, l *live) {
+// provision turns a sandbox into a usable one, or into a failed one. recorded
+// delivers whether its record was written; without one there is no sandbox.
+func (s *Service) provision(ctx context.Context, sb sandbox.Sandbox, l *live, recorded <-chan error) {
 	ctx, cancel := context.WithTimeout(ctx, provisionTimeout)
 	defer cancel()
 	l.mu.Lock()
@@ -186,7 +190,14 @@ func (s *Service) provision(ctx context.Context, sb sandbox.Sandbox, l *live) {
 	if l.isGone() { // killed before it began
 		cancel()
 	}
-	err := s.provisionInstance(ctx, sb, l)
+	err := s.bindInstance(ctx, sb, l)
+	if unrecorded := <-recorded; unrecorded != nil {
+		s.discard(l, unrecorded)
+		return
+	}
+	if err == nil {
+		err = s.recordReady(ctx, sb.ID, l.runtimeID)
+	}
 	if err == nil {
 		s.armDeadline(l, sb.ExpiresAt)
 		close(l.ready)
@@ -207,7 +218,25 @@ func (s *Service) provision(ctx context.Context, sb sandbox.Sandbox, l *live) {
 	}
 }
 
-func (s *Service) provisionInstance(ctx context.Context, sb sandbox.Sandbox, l *live) error {
+// discard undoes what was done for a sandbox that could not be recorded.
+func (s *Service) discard(l *live, cause error) {
+	l.mu.Lock()
+	l.err = cause
+	l.mu.Unlock()
+	if l.runtimeID != "" {
+		s.retry(s.ctx, "releasing the instance of a sandbox without a record", l.id, func() error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), time.Minute)
+			defer cancel()
+			return s.driver.Release(ctx, l.runtimeID)
+		})
+	}
+	l.stop()
+	close(l.ready)
+	s.unregister(l)
+}
+
+// bindInstance claims an instance and makes it the sandbox's.
+func (s *Service) bindInstance(ctx context.Context, sb sandbox.Sandbox, l *live) error {
 	version, err := s.templates.ByVersion(sb.TemplateVersionID)
 	if err != nil {
 		return fmt.Errorf("finding template version %s: %w", sb.TemplateVersionID, err)
@@ -234,11 +263,15 @@ func (s *Service) provisionInstance(ctx context.Context, sb sandbox.Sandbox, l *
 	if err := sess.Bind(ctx, s.binding(sb)); err != nil {
 		return fmt.Errorf("binding the instance: %w", err)
 	}
-	return s.modify(ctx, sb.ID, func(_ store.Tx, r *sandbox.Sandbox) error {
+	return nil
+}
+
+func (s *Service) recordReady(ctx context.Context, id, runtimeID string) error {
+	return s.modify(ctx, id, func(_ store.Tx, r *sandbox.Sandbox) error {
 		if r.Status != sandbox.StatusCreating && r.Status != sandbox.StatusStarting {
-			return errDestroyed(sb.ID)
+			return errDestroyed(id)
 		}
-		r.Status, r.RuntimeID, r.ReadyAt = sandbox.StatusReady, in.ID, now()
+		r.Status, r.RuntimeID, r.ReadyAt = sandbox.StatusReady, runtimeID, now()
 		return nil
 	})
 }

@@ -32,6 +32,8 @@ type pool struct {
 	waiters   []*waiter
 	failures  int
 	notBefore time.Time // after failures, no refill until then
+	claimedAt time.Time // the last claim of a waiting instance
+	quieting  bool      // somebody waits for quiet, to refill
 }
 
 // waiter is an Acquire call that found no instance.
@@ -46,6 +48,10 @@ type acquired struct {
 }
 
 const (
+	// refillDelay keeps the refill out of the way of what a claim is made for: the
+	// rest of the create and the first command. A pool that is half empty does not
+	// wait for it.
+	refillDelay  = 150 * time.Millisecond
 	firstBackoff = 500 * time.Millisecond
 	maxBackoff   = 30 * time.Second
 )
@@ -69,8 +75,10 @@ func (d *Driver) Acquire(ctx context.Context, spec runtime.Spec) (runtime.Instan
 		in := p.idle[n-1]
 		p.idle = p.idle[:n-1]
 		d.claim(in)
+		p.claimedAt = time.Now()
 		p.demand()
 		d.schedule()
+		d.refillWhenQuiet(p)
 		d.mu.Unlock()
 		return d.claimed2disk(ctx, in)
 	}
@@ -281,6 +289,42 @@ func (d *Driver) schedule() {
 	}
 }
 
+// quiet reports whether a refill of the pool may compete with live work.
+func (p *pool) quiet(now time.Time) bool {
+	return 2*(len(p.idle)+p.launching) < p.target || now.Sub(p.claimedAt) >= refillDelay
+}
+
+// refillWhenQuiet fills the pool up once nobody has claimed from it for a while.
+// The caller holds mu.
+func (d *Driver) refillWhenQuiet(p *pool) {
+	if p.quieting {
+		return
+	}
+	p.quieting = true
+	d.tasks.Go(func() {
+		t := time.NewTimer(refillDelay)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+			case <-d.ctx.Done():
+				return
+			}
+			d.mu.Lock()
+			left := refillDelay - time.Since(p.claimedAt)
+			if left <= 0 {
+				p.quieting = false
+				d.schedule()
+			}
+			d.mu.Unlock()
+			if left <= 0 {
+				return
+			}
+			t.Reset(left)
+		}
+	})
+}
+
 // next says what to launch next. The caller holds mu.
 func (d *Driver) next() (_ *pool, urgent bool) {
 	for _, p := range d.pools {
@@ -294,7 +338,7 @@ func (d *Driver) next() (_ *pool, urgent bool) {
 	var best *pool
 	now := time.Now()
 	for _, p := range d.pools {
-		if have := len(p.idle) + p.launching; have < p.target && !now.Before(p.notBefore) {
+		if have := len(p.idle) + p.launching; have < p.target && !now.Before(p.notBefore) && p.quiet(now) {
 			// The pool that lacks the largest part of its target comes first.
 			if best == nil || have*best.target < (len(best.idle)+best.launching)*p.target {
 				best = p
