@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -327,13 +328,39 @@ func port(ctx context.Context, addr string) Check {
 			break
 		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE) && answers(ctx, addr):
+		return warn(name, "", "a CrowNest server answers at %s already", addr)
+	case errors.Is(err, syscall.EADDRINUSE):
 		return bad(name, "stop what listens there, or choose another address with --listen", "%v", err)
+	case err != nil:
+		return bad(name, "give an address of this host as HOST:PORT with --listen", "%v", err)
 	}
 	if err := l.Close(); err != nil {
 		return bad(name, "", "%v", err)
 	}
 	return good(name, "%s is free", addr)
+}
+
+// answers reports whether a CrowNest server listens at addr.
+func answers(ctx context.Context, addr string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return false
+	}
+	if _, err := io.WriteString(conn, "GET /healthz HTTP/1.0\r\nHost: "+addr+"\r\n\r\n"); err != nil {
+		return false
+	}
+	head := make([]byte, 4096)
+	n, _ := io.ReadFull(conn, head) // what came before the end is enough
+	return strings.Contains(strings.ToLower(string(head[:n])), "x-request-id: req_")
 }
 
 func readInt(path string) (int64, error) {

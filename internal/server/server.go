@@ -124,6 +124,12 @@ type server struct {
 
 func open(ctx context.Context, o Options) (_ *server, err error) {
 	s := &server{cfg: o.Config, log: o.Log, listening: o.Listening}
+	if s.templates, err = OpenTemplates(s.cfg); err != nil {
+		return nil, err
+	}
+	if err := checkDefaultTemplate(s.templates, s.cfg.DefaultTemplate); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -164,9 +170,6 @@ func open(ctx context.Context, o Options) (_ *server, err error) {
 		return nil, fmt.Errorf("opening the artifact store: %w", err)
 	}
 	s.onClose(func(context.Context) error { return blobs.Close() })
-	if s.templates, err = OpenTemplates(s.cfg); err != nil {
-		return nil, err
-	}
 	binary, err := embedded.Binary()
 	if err != nil {
 		return nil, err
@@ -277,7 +280,7 @@ func (s *server) prepareTemplates(ctx context.Context) {
 	for i, slug := range order {
 		_, err := s.templates.Current(slug)
 		if errors.Is(err, template.ErrNotBuilt) && s.cfg.BuildTemplates {
-			s.log.Info("building a template; the first build takes minutes", "template", slug)
+			s.log.Info("building a template; its first build takes minutes", "template", slug)
 			_, err = s.templates.Build(ctx, slug, nil)
 			if err == nil {
 				s.control.RefreshPool()
@@ -292,6 +295,7 @@ func (s *server) prepareTemplates(ctx context.Context) {
 			s.log.Error("template could not be built; fix the cause and run `crownest templates build`", "template", slug, "error", err)
 		case i == 0:
 			s.ready.Store(true)
+			s.log.Info("ready", "template", slug)
 		}
 	}
 }
@@ -308,6 +312,18 @@ func controlConfig(c config.Config) control.Config {
 	out.ComputeUnitSecondsPerCredit, out.SandboxHourUSD = c.ComputeUnitSecondsPerCredit, c.SandboxHourUSD
 	out.Resources = sandbox.Resources{VCPU: c.VCPU, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes, MaxProcesses: c.MaxProcesses}
 	return out
+}
+
+// checkDefaultTemplate refuses a name that could never become ready.
+func checkDefaultTemplate(t *template.Store, slug string) error {
+	var known []string
+	for _, e := range t.Catalogue() {
+		if e.Slug == slug {
+			return nil
+		}
+		known = append(known, e.Slug)
+	}
+	return fmt.Errorf("configuration: default_template %q: no such template; use one of %s", slug, strings.Join(known, ", "))
 }
 
 func parsePrefixes(list []string) ([]netip.Prefix, error) {

@@ -4,6 +4,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -200,8 +201,17 @@ func (p *shells) prepare() (*waiting, error) {
 		w.discard(s)
 		return nil, err
 	}
+	// People see it in the list of processes: leave what it does, without the padding.
+	short := make([]byte, placeholderSize)
+	copy(short, "exit "+strconv.Itoa(placeholderCode))
+	if !poke(w.pid, w.address, short) {
+		w.discard(s)
+		return nil, errPoke
+	}
 	return w, nil
 }
+
+var errPoke = errors.New("cannot write to the memory of a waiting shell")
 
 // discard ends the shell.
 func (w *waiting) discard(s *Server) {

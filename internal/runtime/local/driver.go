@@ -209,7 +209,10 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil || time.Now().After(deadline) {
 			f.Close()
-			return nil, fmt.Errorf("data directory %s is in use by another server: %w", dir, err)
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("data directory %s is in use by another server", filepath.Dir(dir))
+			}
+			return nil, fmt.Errorf("locking data directory %s: %w", filepath.Dir(dir), err)
 		}
 		time.Sleep(5 * time.Millisecond) // the lock has no event to wait for
 	}

@@ -343,7 +343,8 @@ func (d *Driver) watchMould(in *instance) {
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, releaseTimeout)
 	defer cancel()
-	if err := in.sentry.kill(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
+	// While the driver closes, the release of the instance ends the sentry as well.
+	if err := in.sentry.kill(ctx); err != nil && !errors.Is(err, os.ErrClosed) && d.ctx.Err() == nil {
 		d.log.Warn("cannot end a broken sandbox", "instance", in.ID, "err", err)
 	}
 }
