@@ -5,8 +5,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -115,18 +119,40 @@ var clientVariables = []string{
 const envPrefix = "CROWNEST_"
 
 // Load merges defaults, the file (if a path is given), the environment and flags.
-// Flags are keyed by koanf tag.
+// Flags are keyed by koanf tag. An error is one line that names the file, variable
+// or flag and the key.
 func Load(path string, environ []string, flags map[string]any) (Config, error) {
 	k := koanf.New(".")
 	if err := k.Load(structs.Provider(Default(), "koanf"), nil); err != nil {
 		return Config{}, fmt.Errorf("loading defaults: %w", err)
 	}
+	// origin says where the value of a key comes from, for errors.
+	origin := map[string]string{}
+	merge := func(from *koanf.Koanf, name func(key string) string) error {
+		keys := slices.Sorted(maps.Keys(from.Raw()))
+		for _, key := range keys {
+			if _, known := fieldTypes[key]; !known {
+				return fmt.Errorf("%s: unknown key %q", name(key), key)
+			}
+			origin[key] = name(key)
+		}
+		return k.Merge(from)
+	}
 	if path != "" {
-		if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
-			return Config{}, fmt.Errorf("reading configuration %s: %w", path, err)
+		fromFile := koanf.New(".")
+		if err := fromFile.Load(file.Provider(path), yaml.Parser()); err != nil {
+			var pathErr *fs.PathError
+			if errors.As(err, &pathErr) {
+				return Config{}, fmt.Errorf("%s: %w", path, pathErr.Err)
+			}
+			return Config{}, fmt.Errorf("%s: %s", path, strings.Join(strings.Fields(err.Error()), " "))
+		}
+		if err := merge(fromFile, func(string) string { return path }); err != nil {
+			return Config{}, err
 		}
 	}
-	fromEnv := env.Provider(".", env.Opt{
+	fromEnv := koanf.New(".")
+	provider := env.Provider(".", env.Opt{
 		Prefix:      envPrefix,
 		EnvironFunc: func() []string { return environ },
 		TransformFunc: func(key, value string) (string, any) {
@@ -141,28 +167,75 @@ func Load(path string, environ []string, flags map[string]any) (Config, error) {
 			return name, value
 		},
 	})
-	if err := k.Load(fromEnv, nil); err != nil {
+	if err := fromEnv.Load(provider, nil); err != nil {
 		return Config{}, fmt.Errorf("reading the environment: %w", err)
 	}
-	if err := k.Load(confmap.Provider(flags, "."), nil); err != nil {
+	if err := merge(fromEnv, func(key string) string { return envPrefix + strings.ToUpper(key) }); err != nil {
+		return Config{}, err
+	}
+	fromFlags := koanf.New(".")
+	if err := fromFlags.Load(confmap.Provider(flags, "."), nil); err != nil {
 		return Config{}, fmt.Errorf("reading flags: %w", err)
 	}
+	if err := merge(fromFlags, func(key string) string { return "--" + strings.ReplaceAll(key, "_", "-") }); err != nil {
+		return Config{}, err
+	}
 	var c Config
-	err := k.UnmarshalWithConf("", &c, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
-		Result: &c, TagName: "koanf", ErrorUnused: true, WeaklyTypedInput: true,
-		DecodeHook: mapstructure.ComposeDecodeHookFunc(
-			mapstructure.StringToTimeDurationHookFunc(), mapstructure.StringToSliceHookFunc(","),
-		),
-	}})
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
+	values := k.Raw()
+	// One key at a time, so that an error can name it.
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if err := decode(map[string]any{key: values[key]}, &c); err != nil {
+			return Config{}, fmt.Errorf("%s: %s wants %s, not %q", origin[key], key, wanted(fieldTypes[key]), fmt.Sprint(values[key]))
+		}
 	}
 	if c.Data == "" {
+		var err error
 		if c.Data, err = DefaultData(); err != nil {
 			return Config{}, err
 		}
 	}
-	return c, c.validate()
+	return c, c.validate(origin)
+}
+
+// fieldTypes are the types of the settings by their names.
+var fieldTypes = func() map[string]reflect.Type {
+	types := map[string]reflect.Type{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		types[f.Tag.Get("koanf")] = f.Type
+	}
+	return types
+}()
+
+func decode(values map[string]any, c *Config) error {
+	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
+		Result: c, TagName: "koanf", ErrorUnused: true, WeaklyTypedInput: true,
+		DecodeHook: mapstructure.ComposeDecodeHookFunc(
+			mapstructure.StringToTimeDurationHookFunc(), mapstructure.StringToSliceHookFunc(","),
+		),
+	})
+	if err != nil {
+		return err
+	}
+	return d.Decode(values)
+}
+
+// wanted says what a value of a type looks like.
+func wanted(t reflect.Type) string {
+	if t == reflect.TypeFor[time.Duration]() {
+		return "a duration such as 90s or 1h30m"
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int64:
+		return "a whole number"
+	case reflect.Float64:
+		return "a number"
+	case reflect.Slice:
+		return "a list"
+	default:
+		return "text"
+	}
 }
 
 // DefaultData is the data directory that is used when none is named.
@@ -180,7 +253,7 @@ func DefaultData() (string, error) {
 	return home + "/.local/share/crownest", nil
 }
 
-func (c Config) validate() error {
+func (c Config) validate(origin map[string]string) error {
 	for _, check := range []struct {
 		ok   bool
 		text string
@@ -202,6 +275,10 @@ func (c Config) validate() error {
 		{slices.Contains([]string{"text", "json"}, c.LogFormat), "log_format must be text or json"},
 	} {
 		if !check.ok {
+			key, _, _ := strings.Cut(check.text, " ")
+			if from := origin[key]; from != "" {
+				return fmt.Errorf("%s: %s", from, check.text)
+			}
 			return fmt.Errorf("configuration: %s", check.text)
 		}
 	}

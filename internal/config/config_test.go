@@ -1,6 +1,8 @@
 package config
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,11 +36,16 @@ func TestLoadRefuses(t *testing.T) {
 	for _, tc := range []struct {
 		name, file, want string
 		env              []string
+		flags            map[string]any
 	}{
-		{name: "unknown key in the file", file: "pools: 3\n", want: "pools"},
-		{name: "unknown variable", env: []string{"CROWNEST_POOLS=3"}, want: "pools"},
-		{name: "value out of range", file: "vcpu: 0\n", want: "vcpu"},
-		{name: "wrong type", file: "pool: many\n", want: "pool"},
+		{name: "unknown key in the file", file: "poool: 3\n", want: `FILE: unknown key "poool"`},
+		{name: "unknown variable", env: []string{"CROWNEST_POOLS=3"}, want: `CROWNEST_POOLS: unknown key "pools"`},
+		{name: "value out of range in the file", file: "vcpu: 0\n", want: "FILE: vcpu must be above 0"},
+		{name: "value out of range in a flag", file: "pool: 3\n", flags: map[string]any{"pool": "-1"}, want: "--pool: pool must be between 0 and 10000"},
+		{name: "wrong type in the file", file: "pool: many\nlisten: x:1\n", want: `FILE: pool wants a whole number, not "many"`},
+		{name: "not a duration", env: []string{"CROWNEST_MAX_TTL=soon"}, want: `CROWNEST_MAX_TTL: max_ttl wants a duration such as 90s or 1h30m, not "soon"`},
+		{name: "a map for a number", file: "pool: {a: 1}\n", want: `FILE: pool wants a whole number, not "map[a:1]"`},
+		{name: "not YAML", file: "pool: [\n", want: "FILE: yaml: line 1: did not find expected node content"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := ""
@@ -48,10 +55,16 @@ func TestLoadRefuses(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, err := Load(path, tc.env, nil)
-			if err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Fatalf("got %v, want an error that names %q", err, tc.want)
+			_, err := Load(path, tc.env, tc.flags)
+			if want := strings.ReplaceAll(tc.want, "FILE", path); err == nil || err.Error() != want {
+				t.Fatalf("got %v\nwant %s", err, want)
 			}
 		})
+	}
+}
+
+func TestLoadMissingFile(t *testing.T) {
+	if _, err := Load("missing.yaml", nil, nil); !errors.Is(err, fs.ErrNotExist) || err.Error() != "missing.yaml: no such file or directory" {
+		t.Errorf("got %v", err)
 	}
 }
