@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +22,8 @@ func (a *app) loginCommand() *cobra.Command {
 		Use:   "login",
 		Short: "Save the API key and the server's URL",
 		Long: `Saves --api-key, or CROWNEST_API_KEY, and the server's URL in a file that only
-you can read. Nothing is sent anywhere.`,
+you can read. Nothing is sent anywhere. Where no URL is given or saved, commands
+go to the hosted server, ` + crownest.DefaultBaseURL + `.`,
 		Example: `  crownest login --api-key cn_live_... --api-url http://127.0.0.1:8787
   CROWNEST_API_KEY=cn_live_... crownest login`,
 		Args: args(0, 0),
@@ -36,8 +40,14 @@ you can read. Nothing is sent anywhere.`,
 			}
 			next := userConfig{APIKey: key, APIURL: firstNonEmpty(url, os.Getenv("CROWNEST_API_URL"), cfg.APIURL)}
 			// What is saved must be usable: let the client judge key and URL.
-			if _, err := newClient(crownest.WithAPIKey(next.APIKey), crownest.WithBaseURL(firstNonEmpty(next.APIURL, crownest.DefaultBaseURL))); err != nil {
-				return err
+			base := crownest.WithBaseURL(firstNonEmpty(next.APIURL, crownest.DefaultBaseURL))
+			if _, err := newClient(crownest.WithoutCredential(), base); err != nil {
+				return runtimeErrorf("the URL cannot be used: %w", err).
+					hint("it looks like %s; it comes from --api-url, CROWNEST_API_URL or what was saved before", localURL)
+			}
+			if _, err := newClient(crownest.WithAPIKey(next.APIKey), base); err != nil {
+				return runtimeErrorf("the API key cannot be used: %w", err).
+					hint("it looks like cn_live_...; it comes from --api-key or CROWNEST_API_KEY")
 			}
 			path, err := next.save()
 			if err != nil {
@@ -104,8 +114,12 @@ func (a *app) keysCommand() *cobra.Command {
 	const who = `
 These commands send no API key: no key may make another one. They say who you
 are by CROWNEST_ORG_ID, CROWNEST_USER_ID and CROWNEST_ROLE (owner or admin),
-which a server believes on a loopback connection if it was started with --dev.
-Elsewhere, use "crownest admin keys" on the server machine.`
+which a server believes on a loopback connection if it was started with --dev;
+"crownest serve --dev" logs the values at its start. Elsewhere, use
+"crownest admin keys" on the server machine.
+
+They find the server by --api-url, then CROWNEST_API_URL, then
+` + localURL + `, and do not use the URL that "crownest login" saved.`
 
 	var name string
 	var projects, scopes []string
@@ -167,14 +181,16 @@ Elsewhere, use "crownest admin keys" on the server machine.`
 			return a.recordWith(key, stringMember("status", "revoked"))
 		},
 	})
-	return group("keys", "Make, list and revoke API keys", create, list, revoke)
+	keys := group("keys", "Make, list and revoke API keys", create, list, revoke)
+	keys.Long = "Makes, lists and revokes API keys.\n" + who
+	return keys
 }
 
 // ownerHint explains a refusal of the keys commands, where a login would not help.
 func ownerHint(err error) error {
 	var apiErr *crownest.APIError
 	if errors.As(err, &apiErr) && (apiErr.Status == http.StatusUnauthorized || apiErr.Status == http.StatusForbidden) {
-		return &remediedError{err, "set CROWNEST_ORG_ID, CROWNEST_USER_ID and CROWNEST_ROLE for a server run with --dev, " +
+		return &remediedError{err, "set CROWNEST_ORG_ID, CROWNEST_USER_ID and CROWNEST_ROLE to what a server run with --dev logs at its start, " +
 			"or use `crownest admin keys` on the server machine"}
 	}
 	return err
@@ -219,6 +235,7 @@ func (a *app) templatesCommand() *cobra.Command {
 	}
 	get := &cobra.Command{
 		Use: "get SLUG", Short: "Show a template and its versions", Args: args(1, 1),
+		Long:    "Shows a template and its versions. With --json also the packages in each of them.",
 		Example: "  crownest templates get python --json",
 		RunE: func(cmd *cobra.Command, words []string) error {
 			client, err := a.client()
@@ -229,10 +246,37 @@ func (a *app) templatesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.record(t)
+			return a.template(t)
 		},
 	}
 	return group("templates", "List and build templates", list, get, a.templatesBuild())
+}
+
+// template prints a template; for people its versions are rows, without the
+// packages, of which there are hundreds.
+func (a *app) template(t *crownest.Template) error {
+	if a.json {
+		return a.record(t)
+	}
+	fields, err := membersOf(t.RawJSON())
+	if err != nil {
+		return fmt.Errorf("printing the answer: %w", err)
+	}
+	var versions []json.RawMessage
+	var b strings.Builder
+	for _, f := range leading(fields) {
+		if f.key == "versions" {
+			if err := json.Unmarshal(f.value, &versions); err != nil {
+				return fmt.Errorf("printing the answer: %w", err)
+			}
+			continue
+		}
+		b.WriteString(a.line(f))
+	}
+	if err := a.write(b.String() + "\n"); err != nil {
+		return err
+	}
+	return a.list(versions, "id", "version", "size=imageSizeBytes", "createdAt", "runtimes=contents.runtimes")
 }
 
 func (a *app) auditCommand() *cobra.Command {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	crownest "crownest.dev/go"
+
 	"crownest.dev/crownest/internal/version"
 )
 
@@ -47,7 +49,7 @@ func Run(ctx context.Context, args []string, stdio Stdio) int {
 	a.json = wantsJSON(args)
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
@@ -55,7 +57,7 @@ func Run(ctx context.Context, args []string, stdio Stdio) int {
 	if errors.As(err, &exit) {
 		return exit.code
 	}
-	return a.fail(ctx, err)
+	return a.fail(ctx, cmd.CommandPath(), err)
 }
 
 // exitCode ends the program with a code after everything has been said.
@@ -89,6 +91,8 @@ type app struct {
 	outTTY bool // tables are aligned
 	color  bool // stdout takes colours
 	errTTY bool // progress is shown
+
+	unreachable string // what to do when the server that was chosen does not answer
 }
 
 func (a *app) root() *cobra.Command {
@@ -99,7 +103,9 @@ func (a *app) root() *cobra.Command {
 moves files and keeps artifacts.
 
 The client commands find their server and credential in CROWNEST_API_URL and
-CROWNEST_API_KEY, or in what "crownest login" saved.`,
+CROWNEST_API_KEY, or in what "crownest login" saved. Where neither names a server
+they go to the hosted one, ` + crownest.DefaultBaseURL + `: for a server of your own,
+export CROWNEST_API_URL=` + localURL + `.`,
 		Example: `  crownest login --api-key cn_live_... --api-url http://127.0.0.1:8787
   crownest sandboxes create --template python
   crownest commands run sbx_... -- python3 -c 'print(6 * 7)'
@@ -121,7 +127,7 @@ CROWNEST_API_KEY, or in what "crownest login" saved.`,
 	root.SetErr(a.Err)
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageErrorf("%s", err).hint("see `%s --help`", cmd.CommandPath())
+		return flagError(err).hint("see `%s --help`", cmd.CommandPath())
 	})
 	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print one JSON envelope")
 	root.PersistentFlags().BoolP("help", "h", false, "show help")

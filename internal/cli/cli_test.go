@@ -441,7 +441,10 @@ func TestLogin(t *testing.T) {
 		assertFile(t, path, `{"apiKey":"cn_live_new","apiUrl":"http://kept"}`)
 	})
 	t.Run("refuses what could not be used", func(t *testing.T) {
-		if code, _, errs := run(t, "", "login", "--api-url", "ftp://x"); code != 1 || !strings.Contains(errs, "not an http or https URL") {
+		if code, _, errs := run(t, "", "login", "--api-url", "ftp://x"); code != 1 || !strings.Contains(errs, "the URL cannot be used: ") || !strings.Contains(errs, "not an http or https URL") {
+			t.Errorf("exit %d, stderr %q", code, errs)
+		}
+		if code, _, errs := run(t, "", "login", "--api-key", "two words"); code != 1 || !strings.Contains(errs, "the API key cannot be used: ") || strings.Contains(errs, "two words") {
 			t.Errorf("exit %d, stderr %q", code, errs)
 		}
 		assertFile(t, path, `{"apiKey":"cn_live_new","apiUrl":"http://kept"}`)
@@ -522,7 +525,8 @@ func TestRunExitCodes(t *testing.T) {
 		{"canceled", `{"id":"cmd_1","status":"canceled"}`, 130, "ecrownest: the command was canceled\n"},
 		{"killed", `{"id":"cmd_1","status":"killed","killedReason":"sandbox_destroyed"}`, 137, "ecrownest: the command was killed: its sandbox ended\n"},
 		{"failed", `{"id":"cmd_1","status":"failed"}`, 1, "ecrownest: the command failed\n"},
-		{"failed by a signal", `{"id":"cmd_1","status":"failed","exitCode":137}`, 137, "ecrownest: the command failed\n"},
+		{"failed by a signal", `{"id":"cmd_1","status":"failed","exitCode":137}`, 137, "ecrownest: the command was ended by SIGKILL\n"},
+		{"failed by a named signal", `{"id":"cmd_1","status":"failed","exitCode":139,"terminationSignal":"SIGSEGV"}`, 139, "ecrownest: the command was ended by SIGSEGV\n"},
 		{
 			"collected", `{"id":"cmd_1","status":"exited","exitCode":0,"artifactIds":["art_1"],"collectErrors":[{"code":"file_not_found","message":"no such file","path":"/workspace/b"}]}`, 0,
 			"ecrownest: collected art_1\ncrownest: not collected: /workspace/b: no such file\n",

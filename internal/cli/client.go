@@ -20,15 +20,19 @@ const localURL = "http://127.0.0.1:8787"
 func (a *app) client() (*crownest.Client, error) {
 	cfg := loadConfig()
 	key := firstNonEmpty(os.Getenv("CROWNEST_BEARER_TOKEN"), os.Getenv("CROWNEST_API_KEY"), cfg.Credential, cfg.APIKey)
-	return newClient(
-		crownest.WithAPIKey(key),
-		crownest.WithBaseURL(firstNonEmpty(os.Getenv("CROWNEST_API_URL"), cfg.APIURL, crownest.DefaultBaseURL)),
-	)
+	url := firstNonEmpty(os.Getenv("CROWNEST_API_URL"), cfg.APIURL)
+	a.unreachable = "check that the server runs and that CROWNEST_API_URL or `crownest login --api-url` names it"
+	if url == "" {
+		a.unreachable = "no server was named, so the hosted one was asked: for your own, export CROWNEST_API_URL=" + localURL
+	}
+	return newClient(crownest.WithAPIKey(key), crownest.WithBaseURL(firstNonEmpty(url, crownest.DefaultBaseURL)))
 }
 
 // ownerClient returns a client for the keys commands: it sends no credential but
 // says who the person is, which a server run with --dev believes on loopback.
 func (a *app) ownerClient(apiURL string) (*crownest.Client, error) {
+	a.unreachable = "check that the server runs and that --api-url or CROWNEST_API_URL names it; " +
+		"the keys commands do not use the URL that `crownest login` saved"
 	opts := []crownest.Option{
 		crownest.WithoutCredential(),
 		crownest.WithBaseURL(firstNonEmpty(apiURL, os.Getenv("CROWNEST_API_URL"), localURL)),

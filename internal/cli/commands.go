@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	crownest "crownest.dev/go"
 )
@@ -57,8 +59,8 @@ func (a *app) commandsRun() *cobra.Command {
 	c := &cobra.Command{
 		Use: "run SANDBOX [flags] -- COMMAND...", Short: "Run a command and stream its output", Args: cobra.ArbitraryArgs,
 		Long: `Runs a command to its end and streams its output. The exit code is the remote
-one; 124 means timed out, 130 canceled, 137 killed with its sandbox, 1 failed
-without a code. An interrupt (Ctrl-C) cancels the remote command; a second one
+one, 128+n where signal n ended it; 124 means timed out, 130 canceled, 137 killed
+with its sandbox, 1 failed without a code. An interrupt (Ctrl-C) cancels the remote command; a second one
 leaves at once.
 
 Words behind -- are quoted, so that the remote shell sees the same words. For a
@@ -195,6 +197,10 @@ func (a *app) ran(cmd *crownest.Command) error {
 	case crownest.CommandCanceled:
 		fmt.Fprintf(a.Err, "crownest: the command was canceled\n")
 	default:
+		if signal := endedBy(cmd); signal != "" {
+			fmt.Fprintf(a.Err, "crownest: the command was ended by %s\n", printable(signal))
+			break
+		}
 		fmt.Fprintf(a.Err, "crownest: the command %s\n", printable(string(cmd.Status)))
 	}
 	for _, id := range cmd.ArtifactIDs {
@@ -204,6 +210,14 @@ func (a *app) ran(cmd *crownest.Command) error {
 		fmt.Fprintf(a.Err, "crownest: not collected: %s: %s\n", printable(e.Path), printable(e.Message))
 	}
 	return exitWith(remoteExit(cmd))
+}
+
+// endedBy names the signal that ended a command, if one did.
+func endedBy(cmd *crownest.Command) string {
+	if cmd.TerminationSignal != "" || cmd.ExitCode == nil || *cmd.ExitCode <= 128 {
+		return cmd.TerminationSignal
+	}
+	return unix.SignalName(syscall.Signal(*cmd.ExitCode - 128))
 }
 
 func remoteExit(cmd *crownest.Command) int {
@@ -328,7 +342,8 @@ func (a *app) logsCommand() *cobra.Command {
 		Use: "logs COMMAND_ID", Short: "Print a command's output and follow it to its end", Args: args(1, 1),
 		Long: `Prints what a command put out: its stdout on stdout, its stderr on stderr, as
 text. While the command is active, new output follows. --output saves the exact
-bytes to a file instead.`,
+bytes to a file instead. The output is never an envelope: without --output,
+--json is ignored.`,
 		Example: `  crownest logs cmd_...
   crownest logs sbx_... --command cmd_... --no-follow
   crownest logs cmd_... --stream stdout --output build.log`,

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	crownest "crownest.dev/go"
 
@@ -53,6 +54,28 @@ func usageErrorf(format string, args ...any) *cliError {
 	return &cliError{code: codeUsage, message: fmt.Sprintf(format, args...), exit: exitUsage}
 }
 
+// flagError says what a flag wants, where the parser would say which function
+// could not parse it.
+func flagError(err error) *cliError {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return usageErrorf("%s", err)
+	}
+	wants := ""
+	switch flag := invalid.GetFlag(); flag.Value.Type() {
+	case "int", "int64":
+		wants = "a whole number"
+		if strings.HasSuffix(flag.Name, "-ms") {
+			wants += " of milliseconds"
+		}
+	case "bool":
+		wants = "true or false"
+	default:
+		return usageErrorf("%s", err)
+	}
+	return usageErrorf("--%s wants %s, not %q", invalid.GetFlag().Name, wants, invalid.GetValue())
+}
+
 func runtimeErrorf(format string, args ...any) *cliError {
 	err := fmt.Errorf(format, args...)
 	return &cliError{code: codeRuntime, message: err.Error(), exit: exitError, cause: errors.Unwrap(err)}
@@ -92,9 +115,9 @@ type failure struct {
 	Status      *int           `json:"status"` // null where no answer of the API stands behind it
 }
 
-// fail reports an error and returns the exit code.
-func (a *app) fail(ctx context.Context, err error) int {
-	f, exit, requestID := describe(ctx, err)
+// fail reports an error of the command at path and returns the exit code.
+func (a *app) fail(ctx context.Context, path string, err error) int {
+	f, exit, requestID := a.describe(ctx, path, err)
 	if a.json {
 		line, jsonErr := json.Marshal(map[string]failure{"error": f})
 		if jsonErr == nil {
@@ -137,7 +160,7 @@ func detail(v any) string {
 }
 
 // describe turns any error into the envelope's members.
-func describe(ctx context.Context, err error) (f failure, exit int, requestID string) {
+func (a *app) describe(ctx context.Context, path string, err error) (f failure, exit int, requestID string) {
 	f = failure{Code: codeRuntime, Details: map[string]any{}, Message: err.Error()}
 	exit = exitError
 
@@ -154,7 +177,7 @@ func describe(ctx context.Context, err error) (f failure, exit int, requestID st
 			f.Status = &apiErr.Status
 		}
 		f.Retryable = apiErr.Retryable()
-		f.Remediation = remedyFor(apiErr)
+		f.Remediation = remedyFor(path, apiErr)
 		requestID = apiErr.RequestID
 	case errors.As(err, &cliErr):
 		f.Code, f.Message, f.Remediation, exit = cliErr.code, cliErr.message, cliErr.remedy, cliErr.exit
@@ -166,12 +189,15 @@ func describe(ctx context.Context, err error) (f failure, exit int, requestID st
 		if domainErr.Details != nil {
 			f.Details = domainErr.Details
 		}
+		if sandbox.CodeNotFound.Is(err) {
+			f.Remediation = whereToLook(path, domainErr.Message)
+		}
 	case errors.Is(err, crownest.ErrNoCredential):
 		f.Message = "no API key"
 		f.Remediation = "run `crownest login --api-key KEY`, or set CROWNEST_API_KEY"
 	case crownest.IsConnectionError(err):
 		f.Retryable = true
-		f.Remediation = "check that the server runs and that CROWNEST_API_URL or `crownest login --api-url` names it"
+		f.Remediation = a.unreachable
 	}
 	var remedied *remediedError
 	if errors.As(err, &remedied) {
@@ -179,7 +205,7 @@ func describe(ctx context.Context, err error) (f failure, exit int, requestID st
 	}
 	f.Message = strings.TrimPrefix(f.Message, "crownest: ")
 	if f.Remediation == "" {
-		f.Remediation = "see `crownest --help`"
+		f.Remediation = helpOf(path)
 	}
 	return f, exit, requestID
 }
@@ -187,11 +213,10 @@ func describe(ctx context.Context, err error) (f failure, exit int, requestID st
 // remedies says, by code, what the user can do.
 var remedies = map[string]string{
 	"unauthorized":                    "run `crownest login --api-key KEY`, or set CROWNEST_API_KEY",
-	"invalid_api_key":                 "the key is unknown to this server or revoked: check CROWNEST_API_KEY and CROWNEST_API_URL, or log in again",
+	"invalid_api_key":                 "the key is unknown to this server or revoked: check CROWNEST_API_KEY and CROWNEST_API_URL, or log in again; was the key made with the server's --data?",
 	"forbidden":                       "use a key that has the scope named in the details",
 	"org_suspended":                   "ask the operator of the server",
 	"feature_not_enabled":             "ask the operator of the server to enable it",
-	"not_found":                       "check the id, and that the key belongs to the project it is in",
 	"file_not_found":                  "look for it with `crownest files list SANDBOX`",
 	"parent_directory_not_found":      "add --create-parents (or --parents for mkdir)",
 	"file_already_exists":             "add --overwrite, or choose another name",
@@ -221,7 +246,42 @@ var remedies = map[string]string{
 	crownest.CodeInvalidErrorResponse: "check that CROWNEST_API_URL names a CrowNest server",
 }
 
-func remedyFor(e *crownest.APIError) string {
+func helpOf(path string) string { return "see `" + path + " --help`" }
+
+// whereToLook says which command lists what was not found. The API does not say
+// what that was but in its message; where that has no known word, the command does.
+func whereToLook(path, message string) string {
+	kinds := []struct{ word, group, text string }{
+		{"template version", "", "see `crownest templates get SLUG` for the versions of a template"},
+		{"template", "crownest templates", "see `crownest templates list`"},
+		{"project", "crownest projects", "see `crownest projects list`"},
+		{"command", "crownest logs", "see `crownest commands list SANDBOX`"},
+		{"artifact", "crownest artifacts", "see `crownest artifacts list SANDBOX`"},
+		{"sandbox", "crownest sandboxes", "see `crownest sandboxes list --historical`"},
+	}
+	for _, kind := range kinds {
+		if strings.HasPrefix(message, "No such "+kind.word) {
+			return kind.text
+		}
+	}
+	for _, kind := range kinds {
+		if kind.group != "" && strings.HasPrefix(path, kind.group) {
+			return kind.text
+		}
+	}
+	switch {
+	case strings.HasPrefix(path, "crownest admin keys revoke"):
+		return "see `crownest admin keys list`, with the same --data"
+	case strings.HasPrefix(path, "crownest keys"):
+		return "see `crownest keys list`"
+	}
+	return "check the id, and that the key belongs to the project it is in"
+}
+
+func remedyFor(path string, e *crownest.APIError) string {
+	if e.Code == string(sandbox.CodeNotFound) {
+		return whereToLook(path, e.Message)
+	}
 	if text, ok := remedies[e.Code]; ok {
 		return text
 	}
@@ -231,5 +291,5 @@ func remedyFor(e *crownest.APIError) string {
 	case e.Retryable():
 		return "try again later"
 	}
-	return "see `crownest --help`"
+	return helpOf(path)
 }

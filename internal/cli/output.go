@@ -52,13 +52,18 @@ func (a *app) recordOf(raw json.RawMessage) error {
 	}
 	var b strings.Builder
 	for _, f := range leading(fields) {
-		key := printable(f.key)
-		if a.color {
-			key = "\x1b[1m" + key + "\x1b[0m"
-		}
-		fmt.Fprintf(&b, "%s: %s\n", key, f.text())
+		b.WriteString(a.line(f))
 	}
 	return a.write(b.String())
+}
+
+// line is one member of a record.
+func (a *app) line(f member) string {
+	key := printable(f.key)
+	if a.color {
+		key = "\x1b[1m" + key + "\x1b[0m"
+	}
+	return key + ": " + f.text() + "\n"
 }
 
 // list prints resources as rows of columns. A column is the header, or the

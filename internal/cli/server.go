@@ -59,7 +59,10 @@ func (o *operatorFlags) load() (config.Config, error) {
 	}
 	cfg, err := config.Load(firstNonEmpty(o.path, os.Getenv("CROWNEST_CONFIG")), os.Environ(), given)
 	if err != nil {
-		return config.Config{}, runtimeErrorf("%w", err).hint("mend the value in the flag, the CROWNEST_* variable or the file it comes from")
+		if errors.Is(err, os.ErrNotExist) {
+			return config.Config{}, runtimeErrorf("%w", err).hint("name a file that exists with --config or CROWNEST_CONFIG, or leave both out")
+		}
+		return config.Config{}, runtimeErrorf("%w", err).hint("mend the file, variable or flag that the message names; docs/operations.md lists the settings")
 	}
 	// A relative directory must not change its meaning with the working directory.
 	if cfg.Data, err = filepath.Abs(cfg.Data); err != nil {
@@ -127,7 +130,13 @@ func (a *app) adminKeysCreate() *cobra.Command {
 	c := &cobra.Command{
 		Use: "create --name NAME", Short: "Make an API key and print its secret", Args: args(0, 0),
 		Long: `Makes an API key in the database of the server on this machine, which may be
-running, and prints the secret alone. It is shown only this once.`,
+running, and prints the secret alone. It is shown only this once. --data must be
+the server's directory; before the first start of the server it is made.
+
+The preset "default" holds:
+` + scopeLines(presets["default"]) + `
+All scopes:
+` + scopeLines(sandbox.AllScopes),
 		Example: `  crownest admin keys create --data /var/lib/crownest --name ci
   crownest admin keys create --name reader --scope sandbox:read --scope audit:read
   crownest admin keys create --name web --project website --preset default`,
@@ -152,9 +161,18 @@ running, and prints the secret alone. It is shown only this once.`,
 			if err != nil {
 				return err
 			}
-			return a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
+			fresh, err := noDatabase(cfg)
+			if err != nil {
+				return err
+			}
+			err = a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
 				return a.createKey(cmd.Context(), db, org, name, wanted, projects)
 			})
+			if err == nil && fresh {
+				fmt.Fprintf(a.Err, "crownest: WARNING: there was no database in %s, so a new one was made. "+
+					"The key is of use only to a server that is run with --data %s.\n", printable(cfg.Data), printable(quoteWord(cfg.Data)))
+			}
+			return err
 		},
 	}
 	flags = newOperatorFlags(c)
@@ -165,13 +183,47 @@ running, and prints the secret alone. It is shown only this once.`,
 	return c
 }
 
+func scopeLines(scopes []string) string {
+	var b strings.Builder
+	line := ""
+	for _, s := range scopes {
+		if line != "" && len(line)+len(s) > 76 {
+			b.WriteString(line + "\n")
+			line = ""
+		}
+		line += "  " + s
+	}
+	return b.String() + line + "\n"
+}
+
+// noDatabase reports whether opening the store would make a new database, as
+// before a server's first start or in a directory that is not the server's.
+func noDatabase(cfg config.Config) (bool, error) {
+	if cfg.Database != "" {
+		return false, nil
+	}
+	_, err := os.Stat(filepath.Join(cfg.Data, "crownest.db"))
+	if err == nil {
+		return false, nil
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	return false, runtimeErrorf("looking for the database: %w", err).
+		hint("run this as the user that runs the server, with the same --data or --config")
+}
+
+// needDatabase refuses to look for keys in a database that is not there.
+func needDatabase(cfg config.Config) error {
+	missing, err := noDatabase(cfg)
+	if err == nil && missing {
+		return runtimeErrorf("there is no database in %s", cfg.Data).hint("name the directory of the server with --data or --config")
+	}
+	return err
+}
+
 // withStore opens the database of the server on this machine, which may be running.
 func (a *app) withStore(ctx context.Context, cfg config.Config, do func(db store.Store, org store.Org) error) (err error) {
-	if cfg.Database == "" {
-		if _, statErr := os.Stat(cfg.Data); errors.Is(statErr, os.ErrNotExist) {
-			fmt.Fprintf(a.Err, "crownest: %s did not exist and is made now; is --data the server's directory?\n", printable(cfg.Data))
-		}
-	}
 	// Output stands alone on stdout; the store's news are of no interest here.
 	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: slog.LevelError}))
 	db, err := server.OpenStore(ctx, cfg, log)
@@ -226,6 +278,9 @@ func (a *app) adminKeysList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := needDatabase(cfg); err != nil {
+				return err
+			}
 			return a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
 				return a.listKeys(cmd.Context(), db, org)
 			})
@@ -266,6 +321,9 @@ func (a *app) adminKeysRevoke() *cobra.Command {
 		RunE: func(cmd *cobra.Command, words []string) error {
 			cfg, err := flags.load()
 			if err != nil {
+				return err
+			}
+			if err := needDatabase(cfg); err != nil {
 				return err
 			}
 			return a.withStore(cmd.Context(), cfg, func(db store.Store, org store.Org) error {
