@@ -61,7 +61,7 @@ func flagError(err error) *cliError {
 	if !errors.As(err, &invalid) {
 		return usageErrorf("%s", err)
 	}
-	wants := ""
+	var wants string
 	switch flag := invalid.GetFlag(); flag.Value.Type() {
 	case "int", "int64":
 		wants = "a whole number"
