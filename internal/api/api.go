@@ -88,6 +88,8 @@ type Server struct {
 	origins    map[string]bool
 	timing     timing
 
+	largeBodies chan struct{} // one place for each that is being taken apart
+
 	base     context.Context // ends when answers are cut
 	cut      context.CancelFunc
 	draining atomic.Bool
@@ -128,6 +130,8 @@ func New(o Options) (*Server, error) {
 		timing:   contractTiming,
 		idle:     make(chan struct{}),
 		working:  map[string]*claim{},
+
+		largeBodies: make(chan struct{}, largeBodiesMax),
 	}
 	s.base, s.cut = context.WithCancel(context.Background())
 	for _, origin := range o.CORSOrigins {

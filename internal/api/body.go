@@ -35,6 +35,14 @@ func (b *buffer) free() {
 	buffers.Put(b)
 }
 
+// Bodies above largeBody take turns: at most largeBodiesMax are taken apart at a
+// time, the others wait for largePatience.
+const (
+	largeBody      = 512 << 10
+	largeBodiesMax = 8
+	largePatience  = 10 * time.Second
+)
+
 // readBody reads a JSON body, checks that it is one and keeps its canonical form
 // and its tree. No body counts as an empty object.
 func (rq *request) readBody() error {
@@ -68,6 +76,17 @@ func (rq *request) readBody() error {
 	}
 	if err := checkContentType(r.Header.Get("Content-Type")); err != nil {
 		return err
+	}
+	if n > largeBody {
+		// Taken apart, a large body takes many times its size.
+		place := time.NewTimer(largePatience)
+		defer place.Stop()
+		select {
+		case rq.s.largeBodies <- struct{}{}:
+			defer func() { <-rq.s.largeBodies }()
+		case <-place.C:
+			return sandbox.NewError(sandbox.CodeRateLimited, "Too many large requests are under way; try again.")
+		}
 	}
 	rq.canonical, err = canonicaljson.Transform(raw.Bytes())
 	if err != nil {

@@ -17,6 +17,9 @@ import (
 const (
 	MaxDepth = 100
 	MaxBytes = 64 << 20
+	// MaxValues bounds the values in one text: each costs far more in memory than
+	// the three bytes it may be written in.
+	MaxValues = 100_000
 )
 
 // ErrInvalid is wrapped by every error of Transform: the text is not JSON, or not
@@ -44,9 +47,10 @@ func Transform(text []byte) ([]byte, error) {
 
 // parser reads in from pos and appends the canonical form to out.
 type parser struct {
-	in  []byte
-	pos int
-	out []byte
+	in     []byte
+	pos    int
+	out    []byte
+	values int
 }
 
 func (p *parser) fail(why string) error {
@@ -75,6 +79,9 @@ func (p *parser) space() {
 func (p *parser) value(depth int) error {
 	if depth > MaxDepth {
 		return p.fail("nested too deeply")
+	}
+	if p.values++; p.values > MaxValues {
+		return p.fail("too many values")
 	}
 	switch c := p.peek(); {
 	case c == '{':

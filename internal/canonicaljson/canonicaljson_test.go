@@ -147,3 +147,10 @@ func FuzzNumber(f *testing.F) {
 		}
 	})
 }
+
+func TestTooManyValues(t *testing.T) {
+	in := "[" + strings.Repeat("{},", canonicaljson.MaxValues) + "{}]"
+	if _, err := canonicaljson.Transform([]byte(in)); !errors.Is(err, canonicaljson.ErrInvalid) {
+		t.Errorf("%d values: %v", canonicaljson.MaxValues+2, err)
+	}
+}

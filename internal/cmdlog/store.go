@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"crownest.dev/crownest/internal/sandbox"
@@ -58,7 +59,10 @@ func setDefault[T int | int64](v *T, d T) {
 
 // pinnedDownloads bounds the downloads of logs that still grow: each holds the
 // files it reads open, since retention may remove them at any moment.
-const pinnedDownloads = 32
+const pinnedDownloads = 128
+
+// pinPatience is how long a download waits for its turn among those.
+const pinPatience = time.Second
 
 // followBatch bounds what a follower gets at a time.
 const followBatch = 256 << 10
@@ -394,9 +398,14 @@ func (s *Store) Open(ctx context.Context, commandID string, stdout, stderr bool,
 	sealed := l.sealed
 	l.mu.Unlock()
 	if !sealed {
+		patience := time.NewTimer(pinPatience)
+		defer patience.Stop()
 		select {
 		case s.pins <- struct{}{}:
 			r.pinned = true
+		case <-patience.C:
+			return nil, sandbox.NewError(sandbox.CodeCapacityExhausted,
+				"Too many downloads of logs that still grow are under way; try again, or read the log in pages.")
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

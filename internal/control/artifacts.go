@@ -95,7 +95,12 @@ func (s *Service) insertArtifact(ctx context.Context, tx store.Tx, c Call, a san
 // keep copies one file of the sandbox into the blob store and completes the
 // record, which the caller stores. A blob that no record names is swept later.
 func (s *Service) keep(ctx context.Context, l *live, a sandbox.Artifact, item sandbox.CollectItem) (sandbox.Artifact, error) {
-	err := s.withSession(ctx, l, func(ctx context.Context, sess guest.Session) error {
+	done, err := l.transfer()
+	if err != nil {
+		return a, err
+	}
+	defer done()
+	err = s.withSession(ctx, l, func(ctx context.Context, sess guest.Session) error {
 		f, err := sess.Open(ctx, item.Path, 0)
 		if err != nil {
 			return err

@@ -346,6 +346,11 @@ func (s *Service) follow(ctx context.Context, lc *liveCommand, open func(guest.S
 		case lc.l.isGone() || sandbox.CodeSandboxDestroyed.Is(err):
 			s.finishKilled(lc)
 			return
+		case sandbox.CodeSandboxNotReady.Is(err) && !lc.running() && cmd.Timeout > 0 && time.Since(cmd.CreatedAt) > cmd.Timeout:
+			s.finishUnstarted(lc, errQueueTimeout)
+			return
+		case sandbox.CodeSandboxNotReady.Is(err):
+			s.log.Debug("a sandbox is too busy to take a command", "command", cmd.ID)
 		case errors.Is(err, guest.ErrDisconnected) && time.Now().Before(lostAt):
 			s.log.Debug("connection to a command broke", "command", cmd.ID, "error", err)
 		case isCoded(err), errors.Is(err, guest.ErrNoProcess), time.Now().After(lostAt):
@@ -382,6 +387,9 @@ func (s *Service) watchTimeout(ctx context.Context, lc *liveCommand) (stop func(
 }
 
 func (s *Service) guestBroken(lc *liveCommand) {
+	if !lc.running() {
+		return // the guest never took it: nothing is broken inside
+	}
 	if lc.record().Status.Terminal() || lc.record().CollectStatus == sandbox.CollectPending && !lc.record().FinishedAt.IsZero() {
 		return
 	}
@@ -399,6 +407,16 @@ func (lc *liveCommand) markRunning() {
 	case <-lc.started:
 	default:
 		close(lc.started)
+	}
+}
+
+// running reports whether the guest has taken the command.
+func (lc *liveCommand) running() bool {
+	select {
+	case <-lc.started:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -420,8 +438,11 @@ func (s *Service) forget(l *live, id string) {
 func (s *Service) finishExited(ctx context.Context, lc *liveCommand, exit guest.Exit) {
 	lc.mu.Lock()
 	r := &lc.rec
-	r.FinishedAt = now()
 	// The guest measures best, but what it says is bounded by what we saw.
+	r.FinishedAt = now()
+	if at := exit.End.UTC().Truncate(time.Millisecond); at.Before(r.FinishedAt) && !at.Before(r.StartedAt) {
+		r.FinishedAt = at
+	}
 	r.Duration = min(max(exit.End.Sub(exit.Start), 0), r.FinishedAt.Sub(r.StartedAt))
 	end := *r
 	lc.mu.Unlock()
@@ -686,6 +707,8 @@ func (s *Service) CancelCommand(ctx context.Context, c Call, id string, mode san
 		case <-started:
 			started = nil
 			err := s.withSession(ctx, lc.l, func(ctx context.Context, sess guest.Session) error {
+				ctx, cancel := context.WithTimeout(ctx, guestSlack)
+				defer cancel()
 				return sess.Kill(ctx, id, grace, guest.CauseCanceled)
 			})
 			if err != nil && !errors.Is(err, guest.ErrNoProcess) && !sandbox.CodeSandboxDestroyed.Is(err) {

@@ -223,8 +223,31 @@ func (s *Service) armDeadline(l *live, t time.Time) {
 		l.deadline.Stop()
 	}
 	l.deadline = time.AfterFunc(time.Until(t), func() {
-		s.beginEnd(l, endCause{status: sandbox.StatusDestroyed, reason: sandbox.ReasonTTLExpired})
+		s.spawn(func(ctx context.Context) { s.expire(ctx, l) })
 	})
+}
+
+// expire ends a sandbox whose time is up. The record decides: an extension that
+// was acknowledged holds, and once expiring is written none is.
+func (s *Service) expire(ctx context.Context, l *live) {
+	var until time.Time
+	ok := s.retry(ctx, "expiring a sandbox", l.id, func() error {
+		return s.modify(ctx, l.id, func(_ store.Tx, r *sandbox.Sandbox) error {
+			until = r.ExpiresAt
+			if r.Status.Active() && r.Status != sandbox.StatusExpiring && !until.After(time.Now()) {
+				r.Status, r.DestroyedReason = sandbox.StatusExpiring, sandbox.ReasonTTLExpired
+			}
+			return nil
+		})
+	})
+	switch {
+	case !ok:
+		// The next process finds the record.
+	case until.After(time.Now()):
+		s.armDeadline(l, until)
+	default:
+		s.beginEnd(l, endCause{status: sandbox.StatusDestroyed, reason: sandbox.ReasonTTLExpired})
+	}
 }
 
 // watchExits ends sandboxes whose instance ended by itself.

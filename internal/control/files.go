@@ -189,7 +189,11 @@ func (s *Service) MoveFile(ctx context.Context, c Call, sandboxID, from, to stri
 // the range that is asked for; each opening is of one regular file.
 func (s *Service) FileContent(ctx context.Context, c Call, sandboxID, p string) (Content, error) {
 	var out Content
-	err := s.inside(ctx, c, sandboxID, func(ctx context.Context, _ sandbox.Sandbox, sess guest.Session) error {
+	_, l, err := s.liveSandbox(ctx, c, sandboxID)
+	if err != nil {
+		return out, err
+	}
+	err = s.inside(ctx, c, sandboxID, func(ctx context.Context, _ sandbox.Sandbox, sess guest.Session) error {
 		f, err := sess.Open(ctx, p, 0)
 		if err != nil {
 			return err
@@ -201,14 +205,19 @@ func (s *Service) FileContent(ctx context.Context, c Call, sandboxID, p string) 
 		out = Content{
 			Name: path.Base(info.Path), ContentType: "application/octet-stream", Size: info.Size,
 			OpenRange: func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+				done, err := l.transfer()
+				if err != nil {
+					return nil, err
+				}
 				f, err := sess.Open(ctx, p, offset)
 				if err != nil {
+					done()
 					return nil, err
 				}
 				if length < 0 {
 					length = info.Size - offset
 				}
-				return limitedFile{io.LimitReader(f, length), f}, nil
+				return transferredFile{io.LimitReader(f, length), f, done}, nil
 			},
 			Close: func() error { return nil },
 		}
@@ -217,7 +226,14 @@ func (s *Service) FileContent(ctx context.Context, c Call, sandboxID, p string) 
 	return out, err
 }
 
-type limitedFile struct {
+// transferredFile is the part of a file that is on its way out.
+type transferredFile struct {
 	io.Reader
-	io.Closer
+	file guest.File
+	done func()
+}
+
+func (t transferredFile) Close() error {
+	defer t.done()
+	return t.file.Close()
 }

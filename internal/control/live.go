@@ -22,6 +22,9 @@ type live struct {
 	gone  chan struct{} // closed when the sandbox takes no more work
 	ended chan struct{} // closed when its end is recorded
 
+	extend    sync.Mutex    // serialises extensions
+	transfers chan struct{} // one place for each transfer under way
+
 	mu       sync.Mutex
 	err      error // why it never became ready
 	session  guest.Session
@@ -36,7 +39,22 @@ type live struct {
 func newLive(id string) *live {
 	return &live{
 		id: id, ready: make(chan struct{}), gone: make(chan struct{}), ended: make(chan struct{}),
-		lastUse: time.Now(),
+		transfers: make(chan struct{}, maxTransfers), lastUse: time.Now(),
+	}
+}
+
+// maxTransfers bounds the files that move in or out of one sandbox at a time, so
+// that readers who do not read leave room for everything else.
+const maxTransfers = 64
+
+// transfer takes a place for a transfer; done gives it back.
+func (l *live) transfer() (done func(), err error) {
+	select {
+	case l.transfers <- struct{}{}:
+		return sync.OnceFunc(func() { <-l.transfers }), nil
+	default:
+		return nil, sandbox.NewError(sandbox.CodeQuotaExceeded, "%d transfers are under way in sandbox %s; wait for one to end.", maxTransfers, l.id).
+			With("quota", "sandbox_transfers").With("limit", maxTransfers).With("current", maxTransfers)
 	}
 }
 

@@ -5,12 +5,37 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"crownest.dev/crownest/internal/sandbox"
 )
 
-// logPageBytes ends a page early, so that one page stays small enough to send.
+// logPageBytes ends a page early, so that one page stays small enough to send: it
+// counts what the text takes as JSON, which can be six times the bytes of a log.
 const logPageBytes = 4 << 20
+
+// cutPage shortens chunks to those that fit into a page, at least one.
+func cutPage(chunks []sandbox.LogChunk) []sandbox.LogChunk {
+	size := 0
+	for i, c := range chunks {
+		for rest := c.Data; len(rest) > 0; {
+			r, n := utf8.DecodeRune(rest)
+			switch {
+			case r == utf8.RuneError && n == 1, r < 0x20 && r != '\n' && r != '\r' && r != '\t', r == 0x7f, r == 0x85, r == 0x2028, r == 0x2029:
+				size += 6
+			case r < 0x20, r == '"', r == '\\':
+				size += 2
+			default:
+				size += n
+			}
+			rest = rest[n:]
+		}
+		if size > logPageBytes && i > 0 {
+			return chunks[:i]
+		}
+	}
+	return chunks
+}
 
 // CommandLogs returns one page of a command's output.
 func (s *Service) CommandLogs(ctx context.Context, c Call, id string, afterSeq *int64, limit int) (LogPage, error) {
@@ -19,11 +44,14 @@ func (s *Service) CommandLogs(ctx context.Context, c Call, id string, afterSeq *
 	}
 	after := int64(-1)
 	if afterSeq != nil {
-		after = *afterSeq
+		after = min(*afterSeq, maxSeq)
 	}
 	chunks, more, err := s.logs.Read(ctx, id, after, limit, logPageBytes)
 	if err != nil {
 		return LogPage{}, fmt.Errorf("reading the log of %s: %w", id, err)
+	}
+	if kept := cutPage(chunks); len(kept) < len(chunks) {
+		chunks, more = kept, true
 	}
 	page := LogPage{Chunks: chunks, HasMore: more, NextSeq: max(after, 0)}
 	if n := len(chunks); n > 0 {
@@ -31,6 +59,9 @@ func (s *Service) CommandLogs(ctx context.Context, c Call, id string, afterSeq *
 	}
 	return page, nil
 }
+
+// maxSeq is above every sequence number, with room to count on.
+const maxSeq = 1 << 62
 
 // streamBuffer is how many events a slow reader may lag behind in memory; the
 // log itself is its real buffer.
@@ -44,7 +75,7 @@ func (s *Service) StreamCommand(ctx context.Context, c Call, id string, afterSeq
 	}
 	after := int64(-1)
 	if afterSeq != nil {
-		after = *afterSeq
+		after = min(*afterSeq, maxSeq)
 		// A gap known now is an answer; one that opens later is an event.
 		if _, _, err := s.logs.Read(ctx, id, after, 1, 1); err != nil {
 			return nil, fmt.Errorf("reading the log of %s: %w", id, err)

@@ -195,11 +195,12 @@ func (s *Service) provision(ctx context.Context, sb sandbox.Sandbox, l *live, re
 		s.discard(l, unrecorded)
 		return
 	}
+	var expires time.Time // as of now: it may have been extended meanwhile
 	if err == nil {
-		err = s.recordReady(ctx, sb.ID, l.runtimeID)
+		expires, err = s.recordReady(ctx, sb.ID, l.runtimeID)
 	}
 	if err == nil {
-		s.armDeadline(l, sb.ExpiresAt)
+		s.armDeadline(l, expires)
 		close(l.ready)
 		return
 	}
@@ -266,14 +267,16 @@ func (s *Service) bindInstance(ctx context.Context, sb sandbox.Sandbox, l *live)
 	return nil
 }
 
-func (s *Service) recordReady(ctx context.Context, id, runtimeID string) error {
-	return s.modify(ctx, id, func(_ store.Tx, r *sandbox.Sandbox) error {
+func (s *Service) recordReady(ctx context.Context, id, runtimeID string) (expires time.Time, err error) {
+	err = s.modify(ctx, id, func(_ store.Tx, r *sandbox.Sandbox) error {
 		if r.Status != sandbox.StatusCreating && r.Status != sandbox.StatusStarting {
 			return errDestroyed(id)
 		}
 		r.Status, r.RuntimeID, r.ReadyAt = sandbox.StatusReady, runtimeID, now()
+		expires = r.ExpiresAt
 		return nil
 	})
+	return expires, err
 }
 
 // modify changes a sandbox record in one transaction; fn sees the stored record.
@@ -400,9 +403,11 @@ func (s *Service) ExtendSandbox(ctx context.Context, c Call, id string, ttlMs in
 		return sandbox.Sandbox{}, err
 	}
 	ttl := time.Duration(ttlMs) * time.Millisecond
+	l.extend.Lock() // so that the timer is set in the order of the records
+	defer l.extend.Unlock()
 	var out sandbox.Sandbox
 	err = s.modify(ctx, id, func(tx store.Tx, r *sandbox.Sandbox) error {
-		if r.Status.Ended() {
+		if r.Status.Ended() || l.isGone() {
 			return errDestroyed(id)
 		}
 		expires := now().Add(ttl)

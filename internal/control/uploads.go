@@ -96,6 +96,15 @@ func (s *Service) PutUpload(ctx context.Context, c Call, sandboxID, uploadID str
 		return none, sandbox.NewError(sandbox.CodeUploadSizeMismatch, "%d bytes were announced, but the request carries %d.", u.Size, contentLength).
 			With("declaredBytes", u.Size)
 	}
+	_, l, err := s.liveSandbox(ctx, c, sandboxID)
+	if err != nil {
+		return none, err
+	}
+	done, err := l.transfer()
+	if err != nil {
+		return none, err
+	}
+	defer done()
 	var info sandbox.FileInfo
 	var sb sandbox.Sandbox
 	read := &countingReader{r: body}

@@ -136,7 +136,7 @@ func (c *Client) open(ctx context.Context, op protocol.Op, m protocol.Message, l
 	s, err := c.conn.Open(protocol.Request(op, m), last)
 	switch {
 	case errors.Is(err, protocol.ErrBusy):
-		return nil, fmt.Errorf("call the guest: %w", err)
+		return nil, sandbox.NewError(sandbox.CodeSandboxNotReady, "Too many operations are under way in this sandbox; try again.").Because(err)
 	case err != nil:
 		return nil, c.lost(err)
 	}
