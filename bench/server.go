@@ -51,7 +51,9 @@ func (b *bench) serve(ctx context.Context, name string, pool int, env ...string)
 	}
 	s, err := testserver.Start(ctx, testserver.Options{
 		Data: dir, Template: template, Args: []string{"--pool", strconv.Itoa(pool)},
-		Env: append([]string{"CROWNEST_LOG_LEVEL=warn"}, env...),
+		// The log keeps all that is measured: a client slower than the program would
+		// otherwise be overtaken by retention.
+		Env: append([]string{"CROWNEST_LOG_LEVEL=warn", "CROWNEST_COMMAND_LOG_BYTES=268435456"}, env...),
 	})
 	if err != nil {
 		return running{}, err
