@@ -190,7 +190,7 @@ func (s *Service) collect(ctx context.Context, l *live, end *sandbox.Command) []
 
 func (s *Service) collectError(commandID string, item sandbox.CollectItem, err error) sandbox.CollectError {
 	out := sandbox.CollectError{Code: sandbox.CodeArtifactCollectFailed, Message: "The file could not be collected.", Path: item.Path}
-	if e, ok := insideErr(err); ok {
+	if e := answered(err); e != nil {
 		out.Message = e.Message
 		if e.Code == sandbox.CodeFileNotFound || e.Code == sandbox.CodePathOutsideWorkspace {
 			out.Code = e.Code

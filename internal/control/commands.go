@@ -353,7 +353,7 @@ func (s *Service) follow(ctx context.Context, lc *liveCommand, open func(guest.S
 			s.log.Debug("a sandbox is too busy to take a command", "command", cmd.ID)
 		case errors.Is(err, guest.ErrDisconnected) && time.Now().Before(lostAt):
 			s.log.Debug("connection to a command broke", "command", cmd.ID, "error", err)
-		case isCoded(err), errors.Is(err, guest.ErrNoProcess), time.Now().After(lostAt):
+		case answered(err) != nil, errors.Is(err, guest.ErrNoProcess), time.Now().After(lostAt):
 			s.finishFailed(lc, err)
 			return
 		default:
@@ -364,11 +364,6 @@ func (s *Service) follow(ctx context.Context, lc *liveCommand, open func(guest.S
 		case <-ctx.Done():
 		}
 	}
-}
-
-func isCoded(err error) bool {
-	var e *sandbox.Error
-	return errors.As(err, &e)
 }
 
 // watchTimeout ends the sandbox of a guest that does not end a command in time.
@@ -403,14 +398,12 @@ func (lc *liveCommand) markRunning() {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	lc.rec.Status = sandbox.CommandRunning
-	select {
-	case <-lc.started:
-	default:
+	if !lc.running() {
 		close(lc.started)
 	}
 }
 
-// running reports whether the guest has taken the command.
+// running reports whether the guest has taken the command, or never will.
 func (lc *liveCommand) running() bool {
 	select {
 	case <-lc.started:
@@ -574,9 +567,7 @@ func (s *Service) finish(lc *liveCommand, end sandbox.Command, artifacts []sandb
 	s.mu.Lock()
 	delete(s.running, end.ID)
 	s.mu.Unlock()
-	select {
-	case <-lc.started:
-	default:
+	if !lc.running() {
 		close(lc.started)
 	}
 	close(lc.done)

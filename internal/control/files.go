@@ -39,16 +39,26 @@ func (s *Service) withSession(ctx context.Context, l *live, fn func(context.Cont
 	}
 }
 
+// enter returns a visible sandbox once it is usable, for a call that touches its
+// files.
+func (s *Service) enter(ctx context.Context, c Call, sandboxID string) (sandbox.Sandbox, *live, error) {
+	sb, l, err := s.liveSandbox(ctx, c, sandboxID)
+	if err != nil {
+		return sb, nil, err
+	}
+	if err := s.usable(ctx, l, readyWaitOther); err != nil {
+		return sb, nil, err
+	}
+	l.touch()
+	return sb, l, nil
+}
+
 // inside runs fn for a call that touches a sandbox's files.
 func (s *Service) inside(ctx context.Context, c Call, sandboxID string, fn func(context.Context, sandbox.Sandbox, guest.Session) error) error {
-	sb, l, err := s.liveSandbox(ctx, c, sandboxID)
+	sb, l, err := s.enter(ctx, c, sandboxID)
 	if err != nil {
 		return err
 	}
-	if err := s.usable(ctx, l, readyWaitOther); err != nil {
-		return err
-	}
-	l.touch()
 	return s.withSession(ctx, l, func(ctx context.Context, sess guest.Session) error { return fn(ctx, sb, sess) })
 }
 
@@ -189,11 +199,11 @@ func (s *Service) MoveFile(ctx context.Context, c Call, sandboxID, from, to stri
 // the range that is asked for; each opening is of one regular file.
 func (s *Service) FileContent(ctx context.Context, c Call, sandboxID, p string) (Content, error) {
 	var out Content
-	_, l, err := s.liveSandbox(ctx, c, sandboxID)
+	_, l, err := s.enter(ctx, c, sandboxID)
 	if err != nil {
 		return out, err
 	}
-	err = s.inside(ctx, c, sandboxID, func(ctx context.Context, _ sandbox.Sandbox, sess guest.Session) error {
+	err = s.withSession(ctx, l, func(ctx context.Context, sess guest.Session) error {
 		f, err := sess.Open(ctx, p, 0)
 		if err != nil {
 			return err

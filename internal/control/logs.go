@@ -153,9 +153,12 @@ func (s *Service) CommandLogContent(ctx context.Context, c Call, id string, whic
 	}, nil
 }
 
-// insideErr says whether err is an answer about the sandbox's own state.
-func insideErr(err error) (*sandbox.Error, bool) {
+// answered returns the answer for the client that err carries: what was asked
+// cannot be done, as opposed to trouble on the way. nil if there is none.
+func answered(err error) *sandbox.Error {
 	var e *sandbox.Error
-	ok := errors.As(err, &e)
-	return e, ok
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
 }

@@ -91,7 +91,6 @@ func DefaultConfig() Config {
 type Options struct {
 	Config    Config
 	Store     store.Store
-	Driver    runtime.Driver
 	Logs      cmdlog.Logs
 	Blobs     Blobs
 	Templates Templates
@@ -132,7 +131,7 @@ type Service struct {
 func New(o Options, makeDriver func(runtime.ReadyFunc) (runtime.Driver, error)) (*Service, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{
-		cfg: o.Config, store: o.Store, driver: o.Driver, logs: o.Logs, blobs: o.Blobs,
+		cfg: o.Config, store: o.Store, logs: o.Logs, blobs: o.Blobs,
 		templates: o.Templates, connect: o.Connect, keyRevoked: o.KeyRevoked, log: o.Log,
 		ctx: ctx, cancel: cancel,
 		live:    map[string]*live{},
@@ -143,14 +142,12 @@ func New(o Options, makeDriver func(runtime.ReadyFunc) (runtime.Driver, error)) 
 	if s.keyRevoked == nil {
 		s.keyRevoked = func(string) {}
 	}
-	if makeDriver != nil {
-		d, err := makeDriver(s.instanceReady)
-		if err != nil {
-			cancel()
-			return nil, fmt.Errorf("starting the runtime driver: %w", err)
-		}
-		s.driver = d
+	d, err := makeDriver(s.instanceReady)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("starting the runtime driver: %w", err)
 	}
+	s.driver = d
 	return s, nil
 }
 

@@ -96,9 +96,13 @@ func (s *Service) PutUpload(ctx context.Context, c Call, sandboxID, uploadID str
 		return none, sandbox.NewError(sandbox.CodeUploadSizeMismatch, "%d bytes were announced, but the request carries %d.", u.Size, contentLength).
 			With("declaredBytes", u.Size)
 	}
-	_, l, err := s.liveSandbox(ctx, c, sandboxID)
+	sb, l, err := s.enter(ctx, c, sandboxID)
 	if err != nil {
 		return none, err
+	}
+	most := uploadLimit(sb)
+	if contentLength > most {
+		return none, errUploadTooLarge(most)
 	}
 	done, err := l.transfer()
 	if err != nil {
@@ -106,14 +110,8 @@ func (s *Service) PutUpload(ctx context.Context, c Call, sandboxID, uploadID str
 	}
 	defer done()
 	var info sandbox.FileInfo
-	var sb sandbox.Sandbox
 	read := &countingReader{r: body}
-	err = s.inside(ctx, c, sandboxID, func(ctx context.Context, r sandbox.Sandbox, sess guest.Session) (err error) {
-		sb = r
-		most := uploadLimit(sb)
-		if contentLength > most {
-			return errUploadTooLarge(most)
-		}
+	err = s.withSession(ctx, l, func(ctx context.Context, sess guest.Session) (err error) {
 		if read.n > 0 {
 			// A part of the body is gone with the broken connection.
 			return sandbox.NewError(sandbox.CodeSandboxNotReady, "The connection to the sandbox broke during the upload; send it again.")

@@ -31,7 +31,6 @@ import (
 	"crownest.dev/crownest/internal/runtime"
 	"crownest.dev/crownest/internal/runtime/local"
 	"crownest.dev/crownest/internal/sandbox"
-	"crownest.dev/crownest/internal/store"
 	"crownest.dev/crownest/internal/store/sqldb"
 	"crownest.dev/crownest/internal/template"
 	"crownest.dev/crownest/internal/version"
@@ -46,7 +45,6 @@ const (
 	headerTimeout  = 10 * time.Second
 	idleTimeout    = 2 * time.Minute
 	maxHeaderBytes = 64 << 10
-	acceptedBlobs  = "blobs"
 )
 
 // Options are what Run needs.
@@ -165,7 +163,7 @@ func open(ctx context.Context, o Options) (_ *server, err error) {
 		return nil, fmt.Errorf("opening the command logs: %w", err)
 	}
 	s.onClose(func(context.Context) error { return logs.Close() })
-	blobs, err := blob.Open(ctx, filepath.Join(s.cfg.Data, acceptedBlobs))
+	blobs, err := blob.Open(ctx, filepath.Join(s.cfg.Data, "blobs"))
 	if err != nil {
 		return nil, fmt.Errorf("opening the artifact store: %w", err)
 	}
@@ -343,5 +341,3 @@ func parsePrefixes(list []string) ([]netip.Prefix, error) {
 	}
 	return out, nil
 }
-
-var _ store.Store = (*sqldb.DB)(nil)
