@@ -101,6 +101,7 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 		interval = pollFirst
 		forceAt  time.Time
 		killing  bool
+		told     = map[int]bool{} // who got a SIGTERM
 	)
 	if timeout > 0 {
 		var stop func() bool
@@ -118,8 +119,7 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 			killing = true
 			end.Cause = cause
 			if grace > 0 {
-				c.tree.signal(syscall.SIGTERM)
-				c.tree.signal(syscall.SIGCONT) // a stopped process gets its SIGTERM then
+				c.terminate(told, false)
 			}
 			poll = now
 		}
@@ -158,6 +158,8 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 			}
 			if end.Killed {
 				c.tree.kill() // for those that were being forked
+			} else if force != nil {
+				c.terminate(told, true)
 			}
 			poll, _ = after(interval)
 			interval = min(interval*2, pollMost)
@@ -170,6 +172,25 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 func after(d time.Duration) (<-chan struct{}, func() bool) {
 	c := make(chan struct{})
 	return c, time.AfterFunc(d, func() { close(c) }).Stop
+}
+
+// terminate sends SIGTERM to the processes of the tree that have not been told, or
+// only to the orphans among them: those were being forked while their parent was
+// told, whereas what a living parent starts now may be its way to clean up.
+func (c *command) terminate(told map[int]bool, orphans bool) {
+	for _, pid := range c.tree.pids() {
+		if told[pid] {
+			continue
+		}
+		if orphans {
+			if p, ok := readProcess(pid); !ok || p.parent != 1 && p.parent != os.Getpid() {
+				continue
+			}
+		}
+		told[pid] = true
+		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended meanwhile
+		_ = syscall.Kill(pid, syscall.SIGCONT) // a stopped process gets its SIGTERM then
+	}
 }
 
 // kill asks for the end of the command.

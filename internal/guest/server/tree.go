@@ -22,8 +22,8 @@ type tree interface {
 	attr(a *syscall.SysProcAttr)
 	// born tells the tree the pid of its first process.
 	born(pid int)
-	// signal sends a signal to every process in the tree.
-	signal(sig syscall.Signal)
+	// pids lists every process in the tree.
+	pids() []int
 	// kill ends every process in the tree. Those that are being forked right now
 	// may survive one call.
 	kill()
@@ -136,12 +136,6 @@ func (g *cgroup) pids() []int {
 
 func (g *cgroup) empty() bool { return len(g.pids()) == 0 }
 
-func (g *cgroup) signal(sig syscall.Signal) {
-	for _, pid := range g.pids() {
-		_ = syscall.Kill(pid, sig) // it may have ended meanwhile
-	}
-}
-
 func (g *cgroup) kill() {
 	g.mu.Lock()
 	fd := g.fd
@@ -152,7 +146,9 @@ func (g *cgroup) kill() {
 	err := writeFileAt(fd, "cgroup.kill", "1")
 	g.mu.Unlock()
 	if err != nil { // a kernel before 5.14
-		g.signal(syscall.SIGKILL)
+		for _, pid := range g.pids() {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
+		}
 	}
 }
 
@@ -245,13 +241,14 @@ func (t *scan) members() []int {
 	return pids
 }
 
-func (t *scan) signal(sig syscall.Signal) {
+func (t *scan) pids() []int { return t.members() }
+
+func (t *scan) kill() {
 	for _, pid := range t.members() {
-		_ = syscall.Kill(pid, sig) // it may have ended meanwhile
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
 	}
 }
 
-func (t *scan) kill()        { t.signal(syscall.SIGKILL) }
 func (t *scan) empty() bool  { return len(t.members()) == 0 }
 func (t *scan) remove() bool { return t.empty() }
 
