@@ -158,7 +158,7 @@ func (c *command) supervise(timeout, grace time.Duration) protocol.Exit {
 			}
 			if end.Killed {
 				c.tree.kill() // for those that were being forked
-			} else if force != nil {
+			} else if len(told) > 0 { // not where it is killed without a word
 				c.terminate(told, true)
 			}
 			poll, _ = after(interval)
